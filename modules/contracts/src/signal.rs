@@ -1,0 +1,62 @@
+//! What modules tell each other through the bus: the streams that must not lose anything, and passing signals that may.
+
+use crate::{ChannelIndex, ConversationId, Epoch, SamplePos, TenantId, TraceCx, UtteranceId, audio::Word};
+use serde::{Deserialize, Serialize};
+
+/// Finished segments ([`crate::conversation::Segment`] as JSON), read by the recorder and the transcript worker. Keyed by conversation.
+pub const UTTERANCES: &str = "utterances";
+/// Insights ([`crate::inference::Insight`] as JSON), read by the recorder. Keyed by conversation.
+pub const INSIGHTS: &str = "insights";
+/// [`Committed`], lossy: whoever misses one asks the record.
+pub const COMMITTED: &str = "committed";
+/// [`Live`], lossy: what is shown while people speak.
+pub const LIVE: &str = "live";
+
+/// The watermark of a channel has moved: everything before `safe` survives a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    pub conversation: ConversationId,
+    pub channel: ChannelIndex,
+    pub epoch: Epoch,
+    pub next_seq: u64,
+    pub safe: SamplePos,
+}
+
+/// Something to show that is not in the record (yet).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Live {
+    pub tenant: TenantId,
+    pub conversation: ConversationId,
+    pub channel: ChannelIndex,
+    pub trace: TraceCx,
+    pub body: LiveBody,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum LiveBody {
+    /// The text of an utterance so far, already redacted; its first `stable_words` words will not change.
+    Partial {
+        utterance: UtteranceId,
+        rev: u32,
+        start_ms: u64,
+        end_ms: u64,
+        words: Vec<Word>,
+        stable_words: u32,
+    },
+    /// It was no speech, or an older epoch's unfinished text.
+    Retracted {
+        utterance: UtteranceId,
+    },
+    Activity {
+        talking: bool,
+    },
+    /// The caller's socket: gone and awaited, or back.
+    Link {
+        connected: bool,
+    },
+    /// How far the text is behind the audio received, in ms.
+    Lag {
+        ms: u32,
+    },
+}

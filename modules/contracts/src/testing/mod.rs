@@ -1,0 +1,1 @@
+//! Fakes, and the suite every implementation passes.

@@ -1,0 +1,83 @@
+//! How stages of one process, or of several, pass work on: streams that are read at least once, and signals that may be lost.
+//!
+//! Invariants:
+//! - entries with the same key are delivered in the order they were published, to one consumer of a group at a time;
+//! - an entry stays until its group has acknowledged it; a consumer that goes away gives its unacknowledged entries back;
+//! - everything is bounded: a full stream refuses with [`BusError::Full`], a slow listener of signals misses some and is told how many.
+//!
+//! Deliberately absent: durability. Producers keep what is not committed, so the bus may lose everything without a word being lost.
+
+mod memory;
+pub mod suite;
+
+pub use memory::Memory;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use contracts::TraceCx;
+
+/// Callers may rely on the invariants above; [`suite`] tests them on every implementation.
+#[async_trait]
+pub trait Bus: Send + Sync + 'static {
+    /// Appends all entries or none.
+    async fn publish(&self, stream: &'static str, entries: Vec<NewEntry>) -> Result<(), BusError>;
+    /// Joins a consumer group; the group starts at the oldest entry kept when it is first named.
+    async fn consume(&self, stream: &'static str, group: &'static str) -> Result<Box<dyn Consumer>, BusError>;
+    /// Tells whoever listens right now.
+    async fn signal(&self, topic: &'static str, payload: Bytes) -> Result<(), BusError>;
+    async fn listen(&self, topic: &'static str) -> Result<Box<dyn Listener>, BusError>;
+}
+
+#[async_trait]
+pub trait Consumer: Send {
+    /// Waits for at least one entry, returns at most `max`. Cancel-safe. An empty answer means the bus has shut down.
+    async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, BusError>;
+    /// Done with these; ids of this consumer only.
+    async fn ack(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
+    /// Not done: delivers them again, to this consumer or another, before anything newer of the same key.
+    async fn nack(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
+}
+
+#[async_trait]
+pub trait Listener: Send {
+    /// Cancel-safe. `None` when the bus has shut down.
+    async fn next(&mut self) -> Option<Heard>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Signal(Bytes),
+    /// This many were lost because the listener was slow.
+    Missed(u64),
+}
+
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// Entries with the same key keep their order.
+    pub key: String,
+    pub payload: Bytes,
+    pub trace: TraceCx,
+}
+
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub id: EntryId,
+    pub key: String,
+    pub payload: Bytes,
+    pub trace: TraceCx,
+    /// 1 the first time.
+    pub attempt: u32,
+    /// How long it has waited in the bus.
+    pub age: std::time::Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId(pub u64);
+
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    #[error("stream {stream} holds {held} unread entries and takes no more")]
+    Full { stream: &'static str, held: usize },
+    #[error("the bus has shut down")]
+    Closed,
+}
