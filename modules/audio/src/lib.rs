@@ -1,1 +1,8 @@
-//! to be written
+//! Hears callers: their sockets (`ingest`) and the engine that turns sound into text (`engine`), which keeps the contract `Audio`.
+
+pub mod engine;
+pub mod ingest;
+mod metrics;
+pub mod settings;
+
+pub use settings::Settings;

@@ -1,0 +1,1 @@
+//! The sockets callers use.

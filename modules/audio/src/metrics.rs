@@ -1,0 +1,1 @@
+//! Names of what audio measures.
