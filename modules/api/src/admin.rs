@@ -1,0 +1,382 @@
+//! What an operator asks: is it alive, is it ready, what does it do with the processor.
+//!
+//! Invariants: the listener has a thread and a runtime of its own and reads nothing but memory and `/proc`, so it answers while every other
+//! thread computes; what it tells names no secret and no word that was spoken.
+//! Deliberately absent: deciding what is ready; assembly tells [`Status`], the live feed tells it tiers and how many calls are live.
+
+mod cpu;
+
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, http::header, web};
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use contracts::inference::TierStatus;
+use cpu::CpuMeter;
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+pub use cpu::name_thread;
+
+/// Where a module's calls go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    Local,
+    Remote,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModuleState {
+    Ready,
+    /// Not started yet, or broken; `detail` says which.
+    Failing,
+}
+
+/// One module as this process sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = ModuleStatus)]
+pub struct Module {
+    #[schema(example = "inference")]
+    pub name: String,
+    pub mode: Mode,
+    /// Where it is reached when remote.
+    #[schema(example = "unix:/run/quickcomm/inference.sock")]
+    pub endpoint: Option<String>,
+    pub state: ModuleState,
+    /// For people.
+    #[schema(example = "serving")]
+    pub detail: String,
+}
+
+/// The one place where this process keeps what it knows of itself. Cheap to clone; every clone is the same status.
+#[derive(Clone)]
+pub struct Status(Arc<Inner>);
+
+struct Inner {
+    version: String,
+    started_at: DateTime<Utc>,
+    started: Instant,
+    recordings: bool,
+    draining: AtomicBool,
+    live: AtomicUsize,
+    modules: Mutex<Vec<Module>>,
+    tiers: Mutex<Vec<TierStatus>>,
+}
+
+impl Status {
+    /// Not ready until every module that was set is ready, and at least one was.
+    pub fn new(version: impl Into<String>, recordings: bool) -> Self {
+        Self(Arc::new(Inner {
+            version: version.into(),
+            started_at: Utc::now(),
+            started: Instant::now(),
+            recordings,
+            draining: AtomicBool::new(false),
+            live: AtomicUsize::new(0),
+            modules: Mutex::default(),
+            tiers: Mutex::default(),
+        }))
+    }
+
+    /// Adds a module, or replaces what was said of it.
+    pub fn set(&self, module: Module) {
+        let mut modules = self.0.modules.lock();
+        match modules.iter_mut().find(|m| m.name == module.name) {
+            Some(known) => *known = module,
+            None => modules.push(module),
+        }
+    }
+
+    /// Changes the state of a module that was set before; an unknown name is ignored.
+    pub fn turn(&self, name: &str, state: ModuleState, detail: impl Into<String>) {
+        if let Some(known) = self.0.modules.lock().iter_mut().find(|m| m.name == name) {
+            known.state = state;
+            known.detail = detail.into();
+        }
+    }
+
+    /// From now on `/readyz` says no, so that a balancer sends callers elsewhere while accepted work is finished.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        let modules = self.0.modules.lock();
+        !self.is_draining() && !modules.is_empty() && modules.iter().all(|m| m.state == ModuleState::Ready)
+    }
+
+    pub(crate) fn live_conversations(&self, count: usize) {
+        self.0.live.store(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn answer_by(&self, tiers: Vec<TierStatus>) {
+        *self.0.tiers.lock() = tiers;
+    }
+
+    pub(crate) fn recordings(&self) -> bool {
+        self.0.recordings
+    }
+
+    pub fn report(&self) -> StatusReport {
+        StatusReport {
+            version: self.0.version.clone(),
+            started_at: self.0.started_at,
+            uptime_s: self.0.started.elapsed().as_secs(),
+            recordings: self.0.recordings,
+            modules: self.0.modules.lock().clone(),
+            tiers: self
+                .0
+                .tiers
+                .lock()
+                .iter()
+                .map(|t| TierReport { task: t.task.name(), tier: t.tier.name(), degraded: t.degraded.clone() })
+                .collect(),
+            conversations: ConversationsReport { live: self.0.live.load(Ordering::Relaxed) },
+        }
+    }
+}
+
+/// `GET /v1/admin/status`.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Status)]
+pub struct StatusReport {
+    #[schema(example = "0.1.0")]
+    pub version: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: DateTime<Utc>,
+    pub uptime_s: u64,
+    /// Whether audio is kept, so that a call can be heard again.
+    pub recordings: bool,
+    pub modules: Vec<Module>,
+    /// Which rung answers each task now.
+    pub tiers: Vec<TierReport>,
+    pub conversations: ConversationsReport,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = TierStatus)]
+pub struct TierReport {
+    #[schema(example = "intent")]
+    pub task: &'static str,
+    #[schema(example = "local")]
+    pub tier: &'static str,
+    /// Why not the configured one.
+    pub degraded: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ConversationCounts)]
+pub struct ConversationsReport {
+    pub live: usize,
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    draining: bool,
+    modules: Vec<Module>,
+}
+
+/// Renders the process's metrics as Prometheus text.
+pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// A running admin listener. Dropping it stops the listener without waiting.
+pub struct AdminHandle {
+    addr: SocketAddr,
+    server: actix_web::dev::ServerHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl AdminHandle {
+    /// Where it listens; tells the port when 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Stops listening and waits for the thread's end.
+    pub async fn stop(mut self) {
+        self.server.stop(true).await;
+        if let Some(thread) = self.thread.take() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+impl Drop for AdminHandle {
+    fn drop(&mut self) {
+        drop(self.server.stop(false)); // the command is sent when it is called; waiting for it is optional
+    }
+}
+
+/// Starts the admin listener on a thread of its own and returns once it accepts connections.
+///
+/// # Errors
+/// The address cannot be bound, or the thread cannot be started.
+pub async fn serve(addr: SocketAddr, status: Status, render: RenderMetrics) -> anyhow::Result<AdminHandle> {
+    let (started_tx, started) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("admin".into())
+        .spawn(move || {
+            let cpu = Arc::new(CpuMeter::default());
+            actix_web::rt::System::new().block_on(async move {
+                let server = HttpServer::new(move || {
+                    name_thread("admin-http");
+                    let (status, render, cpu) = (status.clone(), render.clone(), cpu.clone());
+                    App::new().configure(move |app| routes(app, status, render, cpu))
+                })
+                .workers(1)
+                .disable_signals()
+                .shutdown_timeout(1)
+                .client_request_timeout(Duration::from_secs(5))
+                .keep_alive(Duration::from_secs(30))
+                .max_connections(256)
+                .bind(addr);
+                let server = match server {
+                    Ok(server) => server,
+                    Err(cause) => return drop(started_tx.send(Err(cause))),
+                };
+                let bound = server.addrs();
+                let running = server.run();
+                let _ = started_tx.send(Ok((bound, running.handle())));
+                if let Err(cause) = running.await {
+                    tracing::error!(%cause, "admin listener ended");
+                }
+            });
+        })
+        .context("starting the admin thread")?;
+    let (bound, server) = started
+        .await
+        .context("the admin thread ended before it listened")?
+        .with_context(|| format!("binding the admin address {addr}: is another quickcomm running?"))?;
+    let addr = bound.first().copied().context("the admin listener has no address")?;
+    Ok(AdminHandle { addr, server, thread: Some(thread) })
+}
+
+fn routes(app: &mut web::ServiceConfig, status: Status, render: RenderMetrics, cpu: Arc<CpuMeter>) {
+    app.app_data(web::Data::new(status))
+        .app_data(web::Data::new(Exposition { render, cpu }))
+        .service(web::resource("/livez").get(livez).head(livez))
+        .service(web::resource("/readyz").get(readyz).head(readyz))
+        .service(web::resource("/metrics").get(metrics).head(metrics))
+        .service(web::resource("/admin/status").get(report).head(report))
+        .default_service(web::to(nothing_here));
+}
+
+struct Exposition {
+    render: RenderMetrics,
+    cpu: Arc<CpuMeter>,
+}
+
+async fn livez() -> HttpResponse {
+    HttpResponse::Ok().insert_header(no_store()).content_type("text/plain; charset=utf-8").body("alive\n")
+}
+
+async fn readyz(status: web::Data<Status>) -> HttpResponse {
+    let ready = status.is_ready();
+    let body = Readiness { ready, draining: status.is_draining(), modules: status.0.modules.lock().clone() };
+    let mut answer = if ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    answer.insert_header(no_store()).json(body)
+}
+
+async fn metrics(exposition: web::Data<Exposition>) -> HttpResponse {
+    let mut text = (exposition.render)();
+    exposition.cpu.append(&mut text);
+    HttpResponse::Ok().insert_header(no_store()).content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
+}
+
+async fn report(status: web::Data<Status>) -> HttpResponse {
+    HttpResponse::Ok().insert_header(no_store()).json(status.report())
+}
+
+async fn nothing_here(request: HttpRequest) -> HttpResponse {
+    let path: String = request.path().chars().take(128).collect();
+    HttpResponse::NotFound().content_type("application/problem+json").json(serde_json::json!({
+        "type": "urn:quickcomm:problem:not_found", "title": "Not found", "status": 404, "code": "not_found",
+        "detail": format!("nothing answers {path:?} here: /livez, /readyz, /metrics and /admin/status do"), "instance": path,
+    }))
+}
+
+fn no_store() -> (header::HeaderName, &'static str) {
+    (header::CACHE_CONTROL, "no-store")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::{http::StatusCode, test};
+
+    fn module(name: &str, state: ModuleState) -> Module {
+        Module { name: name.into(), mode: Mode::Local, endpoint: None, state, detail: "loading models".into() }
+    }
+
+    async fn get(status: &Status, path: &str) -> (StatusCode, String) {
+        let (status, render) = (status.clone(), Arc::new(|| "qc_up 1\n".to_owned()) as RenderMetrics);
+        let app = test::init_service(App::new().configure(|app| routes(app, status, render, Arc::default()))).await;
+        let answer = test::call_service(&app, test::TestRequest::get().uri(path).to_request()).await;
+        let code = answer.status();
+        (code, String::from_utf8(test::read_body(answer).await.to_vec()).unwrap())
+    }
+
+    #[actix_web::test]
+    async fn it_is_ready_when_every_module_is_and_says_which_is_not() {
+        let status = Status::new("0.1.0", true);
+        assert_eq!(get(&status, "/readyz").await.0, 503, "nothing has been started");
+        status.set(module("api", ModuleState::Ready));
+        status.set(module("audio", ModuleState::Failing));
+        let (code, body) = get(&status, "/readyz").await;
+        assert_eq!(code, 503);
+        assert!(body.contains(r#""name":"audio","mode":"local","endpoint":null,"state":"failing","detail":"loading models""#), "{body}");
+        status.turn("audio", ModuleState::Ready, "serving");
+        assert_eq!(get(&status, "/readyz").await.0, 200);
+        status.drain();
+        assert_eq!(get(&status, "/readyz").await.0, 503);
+        assert_eq!(get(&status, "/livez").await.0, 200, "a draining process is alive");
+    }
+
+    #[actix_web::test]
+    async fn metrics_hold_what_the_process_counts_and_its_cpu_by_module() {
+        let (_, text) = get(&Status::new("0.1.0", false), "/metrics").await;
+        assert!(text.starts_with("qc_up 1\n"), "{text}");
+        assert!(text.contains("# TYPE quickcomm_cpu_seconds_total counter\n"), "{text}");
+        assert!(text.contains("quickcomm_cpu_seconds_total{module=\"other\"} "), "{text}");
+    }
+
+    #[actix_web::test]
+    async fn it_listens_on_a_thread_of_its_own_and_stops() {
+        let status = Status::new("0.1.0", true);
+        let admin = serve(([127, 0, 0, 1], 0).into(), status, Arc::new(String::new)).await.unwrap();
+        let addr = admin.addr();
+        assert_ne!(addr.port(), 0);
+        let answer = tokio::task::spawn_blocking(move || {
+            use std::io::{Read, Write};
+            let mut socket = std::net::TcpStream::connect(addr).unwrap();
+            socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            socket.read_to_string(&mut text).unwrap();
+            text
+        })
+        .await
+        .unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("module=\"admin\""), "{answer}");
+        let taken = serve(addr, Status::new("0.1.0", true), Arc::new(String::new)).await.err().unwrap();
+        assert!(format!("{taken:#}").contains(&addr.to_string()), "{taken:#}");
+        admin.stop().await;
+        assert!(std::net::TcpStream::connect(addr).is_err());
+    }
+}
