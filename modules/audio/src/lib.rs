@@ -4,5 +4,6 @@ pub mod engine;
 pub mod ingest;
 mod metrics;
 pub mod settings;
+pub mod transcribe;
 
 pub use settings::Settings;

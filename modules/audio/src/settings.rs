@@ -2,18 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::engine::EngineSettings;
+pub use crate::{engine::EngineSettings, ingest::IngestSettings};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub engine: EngineSettings,
+    pub ingest: IngestSettings,
 }
 
 impl Settings {
     /// # Errors
     /// Names the field that cannot work and what it may be.
     pub fn check(&self) -> Result<(), String> {
-        self.engine.check()
+        self.engine.check()?;
+        self.ingest.check()
     }
 }
