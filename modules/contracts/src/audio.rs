@@ -14,7 +14,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::{Notify, Semaphore};
@@ -244,6 +247,9 @@ pub enum Input {
 /// Where an implementation takes its input. `push` must not block: it runs in the caller's task.
 pub trait InputSink: Send + Sync + 'static {
     fn push(&self, input: Input);
+    /// The reader has one event less to read: it took one, or a newer partial replaced one. Only an adapter that counts what is
+    /// unread on the other side of a wire needs to know.
+    fn taken(&self) {}
 }
 
 impl<F: Fn(Input) + Send + Sync + 'static> InputSink for F {
@@ -262,6 +268,7 @@ impl Session {
             sample_bytes: spec.encoding.bytes_per_sample(),
             queue: Mutex::default(),
             arrived: Notify::new(),
+            carried: AtomicBool::new(false),
             ended: OnceLock::new(),
             sink,
         });
@@ -277,6 +284,8 @@ struct Shared {
     sample_bytes: usize,
     queue: Mutex<Queue>,
     arrived: Notify,
+    /// Set by a reader that carries the session over a wire; it also wants to know what has been consumed.
+    carried: AtomicBool,
     /// Set once, by the implementation: why no more frames are taken.
     ended: OnceLock<Result<(), CallError>>,
     sink: Arc<dyn InputSink>,
@@ -285,8 +294,25 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     events: VecDeque<SpeechEvent>,
+    /// Events an adapter carried off which their reader has not taken yet: as unread as those in the queue.
+    lent: usize,
+    /// Bytes an adapter has not reported yet.
+    consumed: usize,
     was_full: bool,
     reader_gone: bool,
+}
+
+impl Queue {
+    fn unread(&self) -> usize {
+        self.events.len() + self.lent
+    }
+
+    /// True once when a reader that was too far behind has caught up.
+    fn caught_up(&mut self) -> bool {
+        let caught_up = self.was_full && self.unread() < UNREAD_EVENTS / 2;
+        self.was_full &= !caught_up;
+        caught_up
+    }
 }
 
 /// The sending half.
@@ -366,12 +392,10 @@ impl EventRx {
             {
                 let mut queue = self.shared.queue.lock();
                 if let Some(event) = queue.events.pop_front() {
-                    let drained = queue.was_full && queue.events.len() < UNREAD_EVENTS / 2;
-                    if drained {
-                        queue.was_full = false;
-                    }
+                    let caught_up = queue.caught_up();
                     drop(queue);
-                    if drained {
+                    self.shared.sink.taken();
+                    if caught_up {
                         self.shared.sink.push(Input::Drained);
                     }
                     return Some(Ok(event));
@@ -385,6 +409,67 @@ impl EventRx {
                 }
             }
             arrived.await;
+        }
+    }
+}
+
+/// What an adapter carries over a wire.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Carried {
+    Event(SpeechEvent),
+    /// Bytes of audio whose credit goes back to the sender.
+    Consumed(usize),
+}
+
+impl EventRx {
+    /// For an adapter that carries the session elsewhere; everybody else reads with [`EventRx::next`].
+    pub fn carry(self) -> CarriedRx {
+        self.shared.carried.store(true, Ordering::Release);
+        CarriedRx { events: self }
+    }
+}
+
+/// The receiving half in the hands of an adapter. It also tells what was consumed, and an event it carried off stays unread until
+/// acknowledged: an implementation stops for a slow reader just as early when that reader is in another process.
+pub struct CarriedRx {
+    events: EventRx,
+}
+
+impl CarriedRx {
+    /// The next thing to carry; ends like [`EventRx::next`]. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<Carried, CallError>> {
+        let shared = &self.events.shared;
+        loop {
+            let arrived = shared.arrived.notified();
+            {
+                let mut queue = shared.queue.lock();
+                if queue.consumed > 0 {
+                    return Some(Ok(Carried::Consumed(std::mem::take(&mut queue.consumed))));
+                }
+                if let Some(event) = queue.events.pop_front() {
+                    queue.lent += 1;
+                    return Some(Ok(Carried::Event(event)));
+                }
+                if queue.reader_gone {
+                    return None;
+                }
+                if let Some(end) = shared.ended.get() {
+                    queue.reader_gone = true;
+                    return end.clone().err().map(Err);
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// The reader at the far end has taken `events` of those that were carried to it.
+    pub fn acknowledge(&self, events: usize) {
+        let mut queue = self.events.shared.queue.lock();
+        queue.lent = queue.lent.saturating_sub(events);
+        let caught_up = queue.caught_up();
+        drop(queue);
+        if caught_up {
+            self.events.shared.sink.push(Input::Drained);
         }
     }
 }
@@ -412,13 +497,15 @@ impl EventTx {
             SpeechEvent::Segment(segment) => Some(segment.seq),
             other => other.passing(),
         };
-        if let (Some(seq), Some(last)) = (seq, queue.events.back())
-            && last.passing() == Some(seq)
-        {
+        let replaced = matches!((seq, queue.events.back()), (Some(seq), Some(last)) if last.passing() == Some(seq));
+        if replaced {
             queue.events.pop_back();
         }
         queue.events.push_back(event);
         drop(queue);
+        if replaced {
+            self.shared.sink.taken();
+        }
         self.shared.arrived.notify_waiters();
         self.shared.arrived.notify_one();
     }
@@ -426,14 +513,18 @@ impl EventTx {
     /// True while the reader is behind: consume no audio until [`Input::Drained`] arrives.
     pub fn is_full(&self) -> bool {
         let mut queue = self.shared.queue.lock();
-        let full = queue.events.len() >= UNREAD_EVENTS && !queue.reader_gone;
+        let full = queue.unread() >= UNREAD_EVENTS && !queue.reader_gone;
         queue.was_full |= full;
         full
     }
 
     /// Gives credit back for audio that has been consumed.
     pub fn consumed(&self, bytes: usize) {
-        self.shared.credit.add_permits(bytes)
+        self.shared.credit.add_permits(bytes);
+        if self.shared.carried.load(Ordering::Acquire) {
+            self.shared.queue.lock().consumed += bytes;
+            self.shared.arrived.notify_one();
+        }
     }
 
     /// Nobody reads the events any more.
@@ -562,6 +653,27 @@ mod tests {
         assert_eq!(*inputs.lock(), [Input::Finish]);
         drop(session.events);
         assert_eq!(*inputs.lock(), [Input::Finish, Input::Abandon]);
+    }
+
+    #[tokio::test]
+    async fn a_carried_event_stays_unread_until_it_is_acknowledged() {
+        let (session, events, inputs) = pair();
+        let mut carried = session.events.carry();
+        for seq in 0..UNREAD_EVENTS as u64 {
+            events.send(SpeechEvent::Retracted { seq });
+            assert!(matches!(carried.next().await, Some(Ok(Carried::Event(_)))));
+        }
+        assert!(events.is_full());
+        carried.acknowledge(UNREAD_EVENTS / 2);
+        assert!(!events.is_full());
+        assert!(inputs.lock().is_empty(), "caught up half way: not yet");
+        carried.acknowledge(1);
+        assert_eq!(*inputs.lock(), [Input::Drained]);
+        events.consumed(20);
+        events.consumed(10);
+        assert_eq!(carried.next().await, Some(Ok(Carried::Consumed(30))));
+        events.end();
+        assert_eq!(carried.next().await, None);
     }
 
     #[tokio::test]
