@@ -10,7 +10,7 @@ use std::path::Path;
 /// Levels are separated by two underscores: `QUICKCOMM_HTTP__ADDR`.
 pub const ENV_PREFIX: &str = "QUICKCOMM_";
 /// Names with the prefix that are read by tools and tests, and are no settings.
-const NOT_SETTINGS: [&str; 5] = ["QUICKCOMM_CONFIG", "QUICKCOMM_MODELS", "QUICKCOMM_SPEECH", "QUICKCOMM_URL", "QUICKCOMM_BIN"];
+const NOT_SETTINGS: [&str; 5] = ["QUICKCOMM_CONFIG", "QUICKCOMM_SPEECH", "QUICKCOMM_URL", "QUICKCOMM_ADMIN_URL", "QUICKCOMM_PYTHON"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {

