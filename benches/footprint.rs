@@ -1,0 +1,75 @@
+//! Start to ready, resident memory part by part, and what an open channel costs.
+
+mod support;
+
+use std::{sync::Arc, time::{Duration, Instant}};
+use support::{
+    ROOT, Server,
+    load::{Listening, run, tracks},
+    median, quick, resident_mb, scratch,
+};
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build().expect("a runtime");
+    let runs = if quick() { 1 } else { 5 };
+    let (mut ready, mut idle) = (vec![], vec![]);
+    for _ in 0..runs {
+        let data = scratch();
+        let begin = Instant::now();
+        let server = Server::start(data.path(), &[]);
+        ready.push(begin.elapsed().as_secs_f64());
+        idle.push(resident_mb(server.pid()));
+    }
+    println!("| start to ready, models on disk | {:.2} s (median of {runs}) |", median(&ready));
+    println!("| --- | --- |");
+    println!("| resident, idle, two workers, VAD, MiniLM | {:.0} MB |", median(&idle));
+    parts();
+    per_channel(&runtime);
+}
+
+/// The same process, part by part: each line is what loading it added.
+fn parts() {
+    let models = std::path::Path::new(ROOT).join(".quickcomm/models");
+    let me = std::process::id();
+    let before = resident_mb(me);
+    let runtime = platform::onnx::Runtime::load(&models).expect("`make models` has run");
+    let with_runtime = resident_mb(me);
+    let settings = |workers| audio::engine::EngineSettings { workers, ..Default::default() };
+    let one = audio::engine::Engine::start(&runtime, &models, &settings(1)).expect("the engine starts");
+    let with_one = resident_mb(me);
+    let two = audio::engine::Engine::start(&runtime, &models, &settings(1)).expect("the engine starts");
+    let with_two = resident_mb(me);
+    let classifier = inference::Local::start(Some(&runtime), &models, &inference::Settings::default()).expect("the classifier starts");
+    let with_classifier = resident_mb(me);
+    println!("| ONNX Runtime library | {:.0} MB |", with_runtime - before);
+    println!("| first worker: recognizer and VAD | {:.0} MB |", with_one - with_runtime);
+    println!("| second worker | {:.0} MB |", with_two - with_one);
+    println!("| MiniLM, tokenizer, labels | {:.0} MB |", with_classifier - with_two);
+    drop((one, two, Arc::new(classifier)));
+}
+
+/// Memory while channels speak, against the same server before them.
+fn per_channel(runtime: &tokio::runtime::Runtime) {
+    let channels = if quick() { 10 } else { 40 };
+    let data = scratch();
+    let server = Server::start(data.path(), &[("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")]);
+    let tracks = tracks(channels, 15.0);
+    let peak = runtime.block_on(async {
+        // Twice the same: the first warms the recognizers' own buffers up.
+        let listening = Listening { endpointing_ms: 250, partial_ms: None };
+        run(&server.http, server.pid(), &tracks[..2], listening).await;
+        let before = resident_mb(server.pid());
+        let pid = server.pid();
+        let mut peak: f64 = 0.0;
+        let calls = run(&server.http, pid, &tracks, listening);
+        tokio::pin!(calls);
+        let mut look = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                _ = look.tick() => peak = peak.max(resident_mb(pid) - before),
+                _ = &mut calls => return peak,
+            }
+        }
+    });
+    println!("| per open channel, {channels} at once, 15 s kept | {:.2} MB |", peak / channels as f64);
+}

@@ -1,0 +1,284 @@
+//! Builds every module, hands out `Arc<dyn Trait>`, and lists the long tasks in the order in which they stop.
+//!
+//! Invariant: the only place that names concrete types. A module that is not hosted here is a client of where it is; the rest of the
+//! process cannot tell.
+
+use crate::config::{Config, Mode, Place, Role};
+use actix_web::{App, HttpServer};
+use anyhow::Context;
+use api::{
+    Api, ApiDeps, Record,
+    admin::{self, Module, ModuleState, Status},
+};
+use audio::{engine::Engine, ingest::Ingest};
+use contracts::{Audio, Conversations, Inference};
+use platform::{
+    bus::{Bus, Memory},
+    onnx::Runtime,
+    supervision::{OnEnd, Supervisor},
+    telemetry::Metrics,
+};
+use serde::Serialize;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// Open calls get this long to flush what they have when the process is told to stop.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// Then every task gets this long.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Threads for sockets and HTTP; they compute nothing.
+const HTTP_WORKERS: usize = 2;
+
+/// Where a process listens.
+#[derive(Clone, Debug, Serialize)]
+pub struct Addresses {
+    pub http: Option<SocketAddr>,
+    pub grpc: Option<String>,
+    pub admin: SocketAddr,
+}
+
+/// Runs this process until `stop`, or until a task it cannot do without has ended. `announce` is called once everything listens.
+pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, announce: impl FnOnce(&Addresses)) -> anyhow::Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default(); // an error says that it has been done
+    describe_metrics();
+    let status = Status::new(env!("CARGO_PKG_VERSION"), config.audio.ingest.recordings);
+    let mut tasks = Supervisor::default();
+
+    let rendered = metrics.clone();
+    let admin = admin::serve(config.admin.addr, status.clone(), Arc::new(move || rendered.render())).await?;
+
+    // The record first: a second start on the same folder must fail before it has loaded models.
+    let bus: Arc<dyn Bus> = Arc::new(Memory::default());
+    let record = match config.roles.contains(&Role::Api) {
+        true => Some(Record::open(&config.data, bus.clone(), &config.api).await.context("opening the record")?),
+        false => None,
+    };
+    let models = Models::load(&config).await?;
+    let handles = Handles {
+        audio: match config.modules.audio.mode {
+            Mode::Local => models.engine.clone().map(|engine| fabric::local::audio(engine)),
+            Mode::Remote => Some(fabric::connect::audio(endpoint(&config.modules.audio)).context("modules.audio.endpoints")?),
+        },
+        inference: match config.modules.inference.mode {
+            Mode::Local => models.inference.clone().map(|inference| fabric::local::inference(inference)),
+            Mode::Remote => Some(fabric::connect::inference(endpoint(&config.modules.inference)).context("modules.inference.endpoints")?),
+        },
+        conversations: record.clone().map(|record| fabric::local::conversations(record)),
+    };
+    name_modules(&status, &config);
+
+    let mut front = None;
+    if let (Some(record), Some(audio), Some(inference), Some(conversations)) = (record, handles.audio, handles.inference, handles.conversations) {
+        front = Some(Front::start(&config, &mut tasks, &status, &bus, record, audio, inference, conversations).await?);
+    }
+    let grpc = match &config.grpc.listen {
+        Some(listen) => {
+            let services = fabric::Services {
+                audio: models.engine.clone().map(|e| e as Arc<dyn Audio>),
+                inference: models.inference.clone().map(|i| i as Arc<dyn Inference>),
+                conversations: front.as_ref().map(|f| f.conversations.clone()),
+            };
+            let server = fabric::serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
+            let bound = server.address().to_owned();
+            tasks.spawn("grpc", OnEnd::ExitProcess, STOP_LIMIT, |stop| server.run(stop));
+            Some(bound)
+        }
+        None => None,
+    };
+    tasks.spawn("metrics", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+        tokio::select! { () = metrics.upkeep() => {}, () = stop.cancelled() => {} }
+        Ok(())
+    });
+
+    let addresses = Addresses { http: front.as_ref().map(|f| f.addr), grpc, admin: admin.addr() };
+    info!(http = ?addresses.http, grpc = ?addresses.grpc, admin = %addresses.admin, "ready");
+    announce(&addresses);
+
+    let failure = tokio::select! {
+        () = stop.cancelled() => None,
+        failure = tasks.failed() => Some(failure),
+    };
+    status.drain();
+    if let Some(front) = &front {
+        front.ingest.drain(DRAIN_LIMIT).await;
+    }
+    tasks.stop().await;
+    models.stop().await;
+    admin.stop().await;
+    info!(failed = failure.is_some(), "stopped");
+    match failure {
+        Some(failure) => Err(failure.into()),
+        None => Ok(()),
+    }
+}
+
+/// The modules that compute, as far as this process hosts them.
+struct Models {
+    engine: Option<Arc<Engine>>,
+    inference: Option<Arc<inference::Local>>,
+}
+
+impl Models {
+    /// Loads recognizer, detector and embeddings at the same time.
+    async fn load(config: &Config) -> anyhow::Result<Self> {
+        let here = |role: Role, place: &Place| config.roles.contains(&role) && place.mode == Mode::Local;
+        let (hears, understands) = (here(Role::Audio, &config.modules.audio), here(Role::Inference, &config.modules.inference));
+        let (models, audio, inference) = (config.models.clone(), config.audio.clone(), config.inference.clone());
+        let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Self> {
+            if !hears && !understands {
+                return Ok(Self { engine: None, inference: None });
+            }
+            // Without the runtime there is no hearing, but there are rules for meaning.
+            let runtime = match Runtime::load(&models) {
+                Ok(runtime) => Some(runtime),
+                Err(error) if hears => return Err(error).context("loading ONNX Runtime"),
+                Err(error) => {
+                    tracing::error!(error = %error, "no ONNX Runtime: insights come from rules");
+                    None
+                }
+            };
+            std::thread::scope(|scope| {
+                let classifier = scope.spawn(|| understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose());
+                let engine = match &runtime {
+                    Some(runtime) if hears => Some(Arc::new(Engine::start(runtime, &models, &audio.engine).context("starting the audio engine")?)),
+                    _ => None,
+                };
+                let classifier = classifier.join().map_err(|_| anyhow::anyhow!("loading the classifier panicked"))?;
+                Ok(Self { engine, inference: classifier.context("starting inference")?.map(Arc::new) })
+            })
+        });
+        loading.await.context("loading the models panicked")?
+    }
+
+    async fn stop(self) {
+        if let Some(engine) = self.engine {
+            let _ = tokio::task::spawn_blocking(move || engine.shutdown()).await;
+        }
+        if let Some(inference) = self.inference {
+            inference.shutdown().await;
+        }
+    }
+}
+
+struct Handles {
+    audio: Option<Arc<dyn Audio>>,
+    inference: Option<Arc<dyn Inference>>,
+    conversations: Option<Arc<dyn Conversations>>,
+}
+
+/// What callers and viewers connect to: sockets, record, API; in the process that holds the bus.
+struct Front {
+    ingest: Arc<Ingest>,
+    conversations: Arc<dyn Conversations>,
+    addr: SocketAddr,
+}
+
+impl Front {
+    #[allow(clippy::too_many_arguments)] // the parts list of a process
+    async fn start(
+        config: &Config,
+        tasks: &mut Supervisor,
+        status: &Status,
+        bus: &Arc<dyn Bus>,
+        record: Arc<Record>,
+        audio: Arc<dyn Audio>,
+        inference: Arc<dyn Inference>,
+        conversations: Arc<dyn Conversations>,
+    ) -> anyhow::Result<Self> {
+        let ingest = Ingest::start(audio::ingest::IngestDeps {
+            audio,
+            conversations: conversations.clone(),
+            bus: bus.clone(),
+            settings: config.audio.ingest.clone(),
+            data: config.data.clone(),
+        });
+        let api = Api::new(ApiDeps {
+            record: record.clone(),
+            inference: inference.clone(),
+            bus: bus.clone(),
+            status: status.clone(),
+            has_recording: ingest.has_recording(),
+            settings: config.api.clone(),
+        });
+        let worker = inference::Worker::new(inference, conversations.clone(), bus.clone(), &config.inference.worker);
+
+        let (sockets, faces) = (ingest.clone(), api.clone());
+        let server = HttpServer::new(move || {
+            admin::name_thread("api-http");
+            App::new().configure(|app| sockets.configure(app)).configure(|app| faces.configure(app))
+        })
+        .workers(HTTP_WORKERS)
+        .disable_signals()
+        .shutdown_timeout(STOP_LIMIT.as_secs())
+        .client_request_timeout(Duration::from_secs(5))
+        .keep_alive(Duration::from_secs(75))
+        .bind(config.http.addr)
+        .with_context(|| format!("http.addr {}: is another quickcomm running?", config.http.addr))?;
+        let addr = server.addrs().first().copied().context("the HTTP listener has no address")?;
+
+        // In the order in which they stop: no new work, then what is under way, then what keeps it.
+        tasks.spawn("http", OnEnd::ExitProcess, STOP_LIMIT * 2, |stop| async move {
+            let running = server.run();
+            let handle = running.handle();
+            let stopping = tokio::spawn(async move {
+                stop.cancelled().await;
+                handle.stop(true).await;
+            });
+            running.await?;
+            stopping.abort();
+            Ok(())
+        });
+        let recovering = ingest.clone();
+        tasks.spawn("recovery", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+            tokio::select! { () = recovering.recover() => {}, () = stop.cancelled() => {} }
+            Ok(())
+        });
+        tasks.spawn("worker", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+            worker.run(stop).await;
+            Ok(())
+        });
+        tasks.spawn("record", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+            let draining = record.clone();
+            record.run(stop).await;
+            draining.drain().await;
+            Ok(())
+        });
+        tasks.spawn("live", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+            api.run(stop).await;
+            Ok(())
+        });
+        Ok(Self { ingest, conversations, addr })
+    }
+}
+
+fn endpoint(place: &Place) -> &str { place.endpoints.first().map_or("", String::as_str) }
+
+/// Tells the status page which modules this process calls, and where.
+fn name_modules(status: &Status, config: &Config) {
+    let front = config.roles.contains(&Role::Api);
+    let places = [
+        ("api", Role::Api, &config.modules.api),
+        ("audio", Role::Audio, &config.modules.audio),
+        ("inference", Role::Inference, &config.modules.inference),
+    ];
+    for (name, role, place) in places {
+        if !front && !config.roles.contains(&role) {
+            continue;
+        }
+        status.set(Module {
+            name: name.into(),
+            mode: if place.mode == Mode::Local { admin::Mode::Local } else { admin::Mode::Remote },
+            endpoint: place.endpoints.first().cloned(),
+            state: ModuleState::Ready,
+            detail: "serving".into(),
+        });
+    }
+}
+
+fn describe_metrics() {
+    audio::describe_metrics();
+    inference::metrics::describe();
+    api::describe_metrics();
+    fabric::describe_metrics();
+}

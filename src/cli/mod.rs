@@ -1,0 +1,47 @@
+//! The command line: one file per subcommand. Errors go to stderr with what to do next; 0 is done, 1 failed, 2 was asked wrongly.
+
+pub mod completions;
+pub mod demo;
+pub mod serve;
+pub mod status;
+pub mod transcribe;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Real-time conversation intelligence in one binary.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start this process with its roles.
+    Serve(serve::Options),
+    /// Play the bundled calls into a server, in real time.
+    Demo(demo::Options),
+    /// Turn a recording into text, here, without a server.
+    Transcribe(transcribe::Options),
+    /// Show how a running process does.
+    Status(status::Options),
+    /// Print shell completions.
+    Completions(completions::Options),
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Serve(options) => serve::run(options).await,
+        Command::Demo(options) => demo::run(options).await,
+        Command::Transcribe(options) => transcribe::run(options).await,
+        Command::Status(options) => status::run(options).await,
+        Command::Completions(options) => completions::run(&options),
+    }
+}
+
+/// For calls to a QuickComm process.
+fn http_client() -> anyhow::Result<reqwest::Client> {
+    Ok(reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).build()?)
+}

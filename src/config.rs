@@ -1,0 +1,228 @@
+//! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
+
+use platform::{settings, telemetry};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What this process hosts. Default: all three.
+    pub roles: BTreeSet<Role>,
+    /// Record and recordings. Default: .quickcomm/data
+    pub data: PathBuf,
+    /// Model folders, as `make models` leaves them. Default: .quickcomm/models
+    pub models: PathBuf,
+    pub http: Http,
+    pub grpc: Grpc,
+    pub admin: Admin,
+    pub auth: Auth,
+    pub modules: Modules,
+    pub log: telemetry::Settings,
+    pub audio: audio::settings::Settings,
+    pub inference: inference::Settings,
+    pub api: api::settings::Settings,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Api,
+    Audio,
+    Inference,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// API, dashboard, callers' sockets; port 0 takes a free one. Default: 127.0.0.1:8080
+    pub addr: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grpc {
+    /// Where this process serves its modules to others: `http://127.0.0.1:7443` or `unix:/path`. Default: not at all.
+    pub listen: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Health and metrics; port 0 takes a free one. Default: 127.0.0.1:9090
+    pub addr: SocketAddr,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// `open`: no keys, loopback only. Default: open
+    pub mode: AuthMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    #[default]
+    Open,
+}
+
+/// Where each module answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Modules {
+    pub audio: Place,
+    pub inference: Place,
+    pub api: Place,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Place {
+    /// `local`: in this process; `remote`: at `endpoints`. Default: local
+    pub mode: Mode,
+    /// `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`; with `remote` exactly one, until there is routing.
+    pub endpoints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    #[default]
+    Local,
+    Remote,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            roles: BTreeSet::from([Role::Api, Role::Audio, Role::Inference]),
+            data: ".quickcomm/data".into(),
+            models: ".quickcomm/models".into(),
+            http: Http::default(),
+            grpc: Grpc::default(),
+            admin: Admin::default(),
+            auth: Auth::default(),
+            modules: Modules::default(),
+            log: telemetry::Settings::default(),
+            audio: audio::settings::Settings::default(),
+            inference: inference::Settings::default(),
+            api: api::settings::Settings::default(),
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self { Self { addr: SocketAddr::from(([127, 0, 0, 1], 8080)) } }
+}
+
+impl Default for Grpc {
+    fn default() -> Self { Self { listen: None } }
+}
+
+impl Default for Admin {
+    fn default() -> Self { Self { addr: SocketAddr::from(([127, 0, 0, 1], 9090)) } }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Unreadable(#[from] settings::SettingsError),
+    #[error("{key}: {problem}")]
+    Refused { key: String, problem: String },
+}
+
+impl Config {
+    /// Reads all layers and checks them. `flags` holds only what was given on the command line.
+    pub fn load(file: Option<&Path>, flags: impl Serialize) -> Result<Self, ConfigError> {
+        let default = Path::new("quickcomm.toml");
+        let file = file.or_else(|| default.is_file().then_some(default));
+        let config: Self = settings::load(file, flags)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Everything that can be refused before anything binds.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &str, problem: String| Err(ConfigError::Refused { key: key.into(), problem });
+        for (key, addr) in [("http.addr", self.http.addr), ("admin.addr", self.admin.addr)] {
+            if !addr.ip().is_loopback() {
+                return refuse(key, format!("{addr} is not loopback; without keys (auth.mode = \"open\") expected 127.0.0.1 or [::1]"));
+            }
+        }
+        if self.roles.is_empty() {
+            return refuse("roles", "none given; expected at least one of api, audio, inference".into());
+        }
+        if !self.roles.contains(&Role::Api) && self.grpc.listen.is_none() {
+            let problem = "a process without the api role has no callers but other processes; expected an address such as \"http://127.0.0.1:7443\"";
+            return refuse("grpc.listen", problem.into());
+        }
+        let places = [
+            ("audio", Role::Audio, &self.modules.audio),
+            ("inference", Role::Inference, &self.modules.inference),
+            ("api", Role::Api, &self.modules.api),
+        ];
+        for (name, role, place) in places {
+            let key = format!("modules.{name}");
+            let hosted = self.roles.contains(&role);
+            match (place.mode, place.endpoints.len()) {
+                (Mode::Remote, 1) | (Mode::Local, 0) => {}
+                (Mode::Remote, n) => return refuse(&format!("{key}.endpoints"), format!("{n} given; mode remote needs exactly one")),
+                (Mode::Local, _) => return refuse(&format!("{key}.endpoints"), "given although mode is local; expected none".into()),
+            }
+            // Ingest, recorder and worker run where the bus is, so only the process with the api role calls other modules.
+            let needed = self.roles.contains(&Role::Api);
+            if needed && !hosted && place.mode == Mode::Local {
+                return refuse(&format!("{key}.mode"), format!("local, but this process has no {name} role; expected remote and an endpoint"));
+            }
+        }
+        if self.modules.api.mode == Mode::Remote {
+            let problem = "remote needs a bus that processes share, and the only one so far is in memory; host the api role where callers connect";
+            return refuse("modules.api.mode", problem.into());
+        }
+        let checked = [("audio", self.audio.check()), ("inference", self.inference.check()), ("api", self.api.check())];
+        for (key, outcome) in checked {
+            if let Err(problem) = outcome {
+                return refuse(key, problem.to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(flags: serde_json::Value, says: &[&str]) {
+        let text = Config::load(Some(Path::new("/dev/null")).filter(|p| p.is_file()), flags).unwrap_err().to_string();
+        for part in says {
+            assert!(text.contains(part), "{text:?} does not say {part:?}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_pass() { Config::default().check().unwrap() }
+
+    #[test]
+    fn nothing_listens_beyond_loopback_without_keys() {
+        refused(serde_json::json!({ "http": { "addr": "0.0.0.0:8080" } }), &["http.addr", "0.0.0.0:8080", "loopback"]);
+    }
+
+    #[test]
+    fn a_role_set_that_cannot_work_is_refused() {
+        refused(serde_json::json!({ "roles": ["audio"] }), &["grpc.listen", "7443"]);
+        refused(serde_json::json!({ "roles": ["api", "audio"] }), &["modules.inference.mode", "endpoint"]);
+        refused(serde_json::json!({ "roles": [] }), &["roles", "at least one"]);
+        refused(serde_json::json!({ "modules": { "api": { "mode": "remote", "endpoints": ["unix:/x"] } } }), &["modules.api.mode", "bus"]);
+        refused(serde_json::json!({ "modules": { "audio": { "mode": "remote" } } }), &["modules.audio.endpoints", "exactly one"]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() { refused(serde_json::json!({ "http": { "adr": "127.0.0.1:1" } }), &["adr"]) }
+}

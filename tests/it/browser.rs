@@ -1,0 +1,87 @@
+//! The dashboard in headless Chromium.
+
+use crate::support::{ROOT, Server, demo_calls, models, words};
+use quickcomm::cli::demo::speak;
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+/// The folder with playwright-core, or `None` after saying loudly that the test is skipped.
+fn playwright() -> Option<PathBuf> {
+    let tests = Path::new(ROOT).join("tests");
+    let dashboard = Path::new(ROOT).join("static/dist/index.html").is_file();
+    if dashboard && tests.join("node_modules/playwright-core").is_dir() && Path::new("/usr/bin/chromium").exists() {
+        return Some(tests);
+    }
+    eprintln!("SKIPPED: no dashboard, chromium or playwright-core; `make test` builds and installs them");
+    None
+}
+
+async fn browse(script: &str, arguments: &[&str]) -> serde_json::Value {
+    let tests = playwright().expect("checked by the caller");
+    let output = tokio::process::Command::new("node")
+        .arg(tests.join("browser").join(script))
+        .args(arguments)
+        .current_dir(&tests)
+        .stderr(Stdio::piped())
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_call_appears_grows_and_ends_as_the_record_has_it() {
+    let (Some(_), Some(_)) = (models(), playwright()) else { return };
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let call = demo_calls().into_iter().next().expect("calls are bundled");
+    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
+    let mut arguments = vec![server.http.clone()];
+    arguments.extend(std::env::var("QUICKCOMM_SCREENSHOTS").ok());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (seen, ()) = tokio::join!(browse("demo_call.mjs", &arguments), async { while events.recv().await.is_some() {} });
+    assert_eq!(seen["conversation"], id.to_string());
+    assert!(seen["utterances"].as_u64().unwrap() > 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_microphone_becomes_text() {
+    let (Some(_), Some(_)) = (models(), playwright()) else { return };
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    // One turn of a demo call, as a 48 kHz file for Chromium's fake microphone.
+    let call = demo_calls().into_iter().find(|c| c.rate.hz() == 48_000).expect("a browser call is bundled");
+    let turn = call.script.turns.iter().find(|t| t.text.split(' ').count() > 6).unwrap();
+    let at = |s: f64| (s * 48_000.0) as usize * 4;
+    let sound = &call.channels[usize::from(turn.channel)][at(turn.start_s - 0.3)..at(turn.end_s + 0.3)];
+    let samples: Vec<u8> = sound
+        .chunks_exact(4)
+        .flat_map(|b| ((f32::from_le_bytes([b[0], b[1], b[2], b[3]]) * 32767.0) as i16).to_le_bytes())
+        .chain(std::iter::repeat_n(0, 48_000 * 2 * 2))
+        .collect();
+    let wav = data.path().join("microphone.wav");
+    std::fs::write(&wav, [wav_header(samples.len() as u32), samples].concat()).unwrap();
+    let heard = browse("try_it.mjs", &[&server.http, &wav.to_string_lossy()]).await;
+    let text = heard["text"].as_str().unwrap();
+    let reference = words::normal(&turn.text);
+    let shown = words::normal(text);
+    let found = reference.iter().filter(|w| shown.contains(w)).count();
+    assert!(found * 10 >= reference.len() * 7, "{:?} became {text:?}", turn.text);
+}
+
+/// 16-bit mono at 48 kHz.
+fn wav_header(bytes: u32) -> Vec<u8> {
+    let mut header = vec![];
+    header.extend_from_slice(b"RIFF");
+    header.extend_from_slice(&(36 + bytes).to_le_bytes());
+    header.extend_from_slice(b"WAVEfmt ");
+    for field in [16u32.to_le_bytes(), [1, 0, 1, 0], 48_000u32.to_le_bytes(), 96_000u32.to_le_bytes(), [2, 0, 16, 0]] {
+        header.extend_from_slice(&field);
+    }
+    header.extend_from_slice(b"data");
+    header.extend_from_slice(&bytes.to_le_bytes());
+    header
+}

@@ -1,0 +1,131 @@
+//! kill -9 in mid-call: with a client that resends nothing is lost or doubled; with one that cannot, the recording is heard to its end.
+
+use crate::{
+    calls::{all, recorded_text},
+    support::{Server, demo_calls, eventually, models, script_text, words},
+};
+use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types::Text};
+use quickcomm::{cli::demo::speak, client::ServerMessage};
+use std::{path::Path, process::Stdio, time::Duration};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+#[derive(QueryableByName)]
+struct Verdict {
+    #[diesel(sql_type = Text)]
+    integrity_check: String,
+}
+
+/// The file itself, read after the server has gone.
+fn check_database(data: &Path) {
+    let file = std::fs::read_dir(data)
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "db" || e == "sqlite"))
+        .expect("there is a database in the data folder");
+    let mut database = SqliteConnection::establish(&file.to_string_lossy()).unwrap();
+    let verdict: Vec<Verdict> = diesel::sql_query("PRAGMA integrity_check").load(&mut database).unwrap();
+    assert_eq!(verdict[0].integrity_check, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
+    if models().is_none() {
+        return;
+    }
+    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").expect("a telephony call is bundled");
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[], &[]);
+    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
+
+    // Twice, in the middle of an utterance: after a partial that follows a few finals.
+    let mut kills = 0;
+    let (mut finals, mut welcomes) = (0, 0);
+    while let Some(event) = events.recv().await {
+        match event.expect("the call goes on").message {
+            ServerMessage::Welcome { resumed, .. } => {
+                assert_eq!(resumed, welcomes > 0);
+                welcomes += 1;
+            }
+            ServerMessage::Final(_) => finals += 1,
+            ServerMessage::Partial { .. } if kills < 2 && finals >= 3 * (kills + 1) => {
+                kills += 1;
+                server.kill_and_restart();
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((kills, welcomes), (2, 3), "the call was not interrupted as planned");
+
+    // What stands in the record is the call: once, in order, without a hole.
+    for channel in 0..2u8 {
+        let heard = recorded_text(&server, &id.to_string(), channel.into()).await;
+        let (errors, of) = words::errors(&script_text(&call, channel), &heard);
+        assert!(errors * 100 <= of * 8, "channel {channel}: {errors} errors in {of} words: {heard}");
+    }
+    let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
+    assert!(rows.iter().all(|r| r["kind"] == "speech"), "there is a gap: {rows:?}");
+    let mut ids: Vec<_> = rows.iter().map(|r| r["id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), rows.len());
+    server.kill();
+    check_database(data.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_cannot_resend_is_covered_by_the_recording() {
+    let (Some(_), Some(python)) = (models(), crate::deepgram_sdk::python()) else { return };
+    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").expect("a telephony call is bundled");
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[], &[]);
+    let raw = crate::deepgram_sdk::interleaved(data.path(), &call);
+
+    let mut sdk = tokio::process::Command::new(python)
+        .arg(crate::deepgram_sdk::script())
+        .args([&server.http, &raw.to_string_lossy().into_owned(), "mulaw", "8000", "2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(sdk.stdout.take().unwrap()).lines();
+    // In mid-utterance: an interim after a few finals, 12 s into the call at least.
+    let mut at = 0.0;
+    let mut finals = 0;
+    while let Some(line) = lines.next_line().await.unwrap() {
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if said["event"] == "Results" && said["text"] != "" {
+            finals += usize::from(said["is_final"] == true);
+            let end = said["start"].as_f64().unwrap() + said["duration"].as_f64().unwrap();
+            if said["is_final"] == false && finals >= 3 && end > 12.0 {
+                at = end;
+                break;
+            }
+        }
+    }
+    assert!(at > 12.0, "no interim came");
+    server.kill_and_restart();
+    let _ = sdk.wait().await;
+
+    let row = eventually("the interrupted call is finished from its recording", Duration::from_secs(30), async || {
+        let page = server.get("/v1/conversations?limit=5").await;
+        let row = page["data"][0].clone();
+        (row["state"] == "abandoned").then_some(row)
+    })
+    .await;
+    let id = row["id"].as_str().unwrap();
+    for channel in 0..2u8 {
+        // The words that were over at least half a second before the kill: they had been sent, received and flushed.
+        let said: Vec<_> = call.script.turns.iter().filter(|t| t.channel == channel && t.end_s < at - 0.5).collect();
+        let reference = said.iter().map(|t| t.text.as_str()).collect::<Vec<_>>().join(" ");
+        let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
+        let last = said.last().map_or(0.0, |t| t.end_s) * 1000.0 + 300.0;
+        let mut heard: Vec<_> = rows.iter().filter(|r| r["kind"] == "speech" && r["channel"] == u64::from(channel)).collect();
+        heard.sort_by_key(|r| r["start_ms"].as_u64());
+        let heard: Vec<&str> = heard.iter().filter(|r| r["start_ms"].as_f64().unwrap() < last).filter_map(|r| r["text"].as_str()).collect();
+        let (errors, of) = words::errors(&reference, &heard.join(" "));
+        assert!(errors * 100 <= of * 8 + 100, "channel {channel}: {errors} errors in {of} words: {heard:?}");
+    }
+    server.kill();
+    check_database(data.path());
+}

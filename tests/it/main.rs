@@ -1,0 +1,11 @@
+//! The product as a client sees it: the real binary, real models, real SDKs, a real browser.
+
+mod bad_input;
+mod browser;
+mod calls;
+mod crash;
+mod deepgram_sdk;
+mod layering;
+mod seeing;
+mod split;
+mod support;

@@ -1,0 +1,85 @@
+//! Seeing it run: health, metrics with buckets, one trace id from socket to row.
+
+use crate::support::{ROOT, Server, demo_calls, models};
+use quickcomm::{cli::demo::speak, client::ServerMessage};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_metrics_tell_what_a_speaker_feels() {
+    if models().is_none() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").unwrap();
+    let (_, mut events) = speak(&call, &server.http, None).await.unwrap();
+    let mut finals = 0;
+    while let Some(event) = events.recv().await {
+        finals += usize::from(matches!(event.unwrap().message, ServerMessage::Final(_)));
+        if finals == 3 {
+            break;
+        }
+    }
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(reqwest::get(format!("{}{path}", server.admin)).await.unwrap().status(), 200);
+    }
+    let text = reqwest::get(format!("{}/metrics", server.admin)).await.unwrap().text().await.unwrap();
+    let seconds: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.strip_suffix(" histogram")).collect();
+    assert!(seconds.len() >= 5, "only {seconds:?} are histograms");
+    for name in seconds {
+        assert!(text.lines().any(|l| l.starts_with(&format!("{name}_bucket")) && l.contains("le=\"0.25\"")), "{name} has no bucket of 250 ms");
+    }
+    assert!(!text.contains("quantile="), "a summary cannot be added up over nodes");
+    for module in ["audio", "inference", "api"] {
+        let used = text.lines().find(|l| l.starts_with("quickcomm_cpu_seconds_total") && l.contains(&format!("module=\"{module}\"")));
+        assert!(used.is_some_and(|l| !l.ends_with(" 0")), "no CPU for {module}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_trace_id_leads_from_socket_to_row_and_no_word_is_logged() {
+    if models().is_none() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
+        .args(["serve", "--json", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"])
+        .arg(data.path())
+        .env("QUICKCOMM_LOG__FORMAT", "json")
+        .current_dir(ROOT)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addresses: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let url = format!("http://{}", addresses["http"].as_str().unwrap());
+    let stderr = child.stderr.take().unwrap();
+    let log = std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>());
+
+    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").unwrap();
+    let (id, mut events) = speak(&call, &url, None).await.unwrap();
+    let mut said = vec![];
+    while let Some(event) = events.recv().await {
+        if let ServerMessage::Final(heard) = event.unwrap().message {
+            said.push(heard.text);
+        }
+    }
+    let rows: serde_json::Value = reqwest::get(format!("{url}/v1/conversations/{id}/utterances?limit=200")).await.unwrap().json().await.unwrap();
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    child.wait().unwrap();
+    let log = log.join().unwrap();
+
+    for row in rows["data"].as_array().unwrap() {
+        let trace = row["trace_id"].as_str().unwrap();
+        let steps = log.iter().filter(|l| l.contains(trace)).count();
+        assert!(steps >= 2, "trace {trace} is on {steps} lines: not from socket to row");
+    }
+    for text in said.iter().filter(|t| t.split(' ').count() > 3) {
+        assert!(!log.iter().any(|l| l.contains(text.as_str())), "the log says {text:?}");
+    }
+}

@@ -1,0 +1,180 @@
+//! What journeys stand on: the real binary on free ports with a data folder of its own, stopped by pid.
+
+#![allow(dead_code)] // each journey uses its part
+
+pub mod words;
+
+use quickcomm::{
+    calls::{self, DemoCall},
+    client::{Event, ServerMessage},
+};
+use serde_json::Value;
+use std::{
+    env,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Model folders, or `None` after saying loudly that the test is skipped.
+pub fn models() -> Option<PathBuf> {
+    let path = env::var_os("QUICKCOMM_MODELS").map(PathBuf::from).unwrap_or_else(|| Path::new(ROOT).join(".quickcomm/models"));
+    if path.join("moonshine-tiny-en/model.toml").is_file() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: no models in {}; `make models` fetches them", path.display());
+    None
+}
+
+/// A running `quickcomm serve`.
+pub struct Server {
+    child: Child,
+    pub http: String,
+    pub admin: String,
+    pub grpc: Option<String>,
+    pub data: PathBuf,
+    options: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Server {
+    /// Starts with models and a fresh data folder; waits until it has said where it listens.
+    pub fn start(data: &Path, options: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::try_start(data, options, env).unwrap_or_else(|error| panic!("the server did not start: {error}"))
+    }
+
+    /// The same, or what it said on stderr and its exit code.
+    pub fn try_start(data: &Path, options: &[&str], env: &[(&str, &str)]) -> Result<Self, String> {
+        let own = |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        launch(data, options.iter().map(|o| (*o).to_owned()).collect(), own(env))
+    }
+
+    /// kill -9, as a power cut for the process.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the child is ours");
+        self.child.wait().expect("the child is ours");
+    }
+
+    /// kill -9, then the same command again on the same folder and the same ports.
+    pub fn kill_and_restart(&mut self) {
+        self.kill();
+        let (data, options, env) = (self.data.clone(), self.options.clone(), self.env.clone());
+        *self = launch(&data, options, env).unwrap_or_else(|error| panic!("the server did not come back: {error}"));
+    }
+
+    /// SIGTERM, then waits for the exit.
+    pub fn stop(mut self) -> bool {
+        Command::new("kill").arg(self.child.id().to_string()).status().expect("kill is there");
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+                return status.success();
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        false
+    }
+
+    pub fn pid(&self) -> u32 { self.child.id() }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let url = format!("{}{path}", self.http);
+        let answer = reqwest::get(&url).await.unwrap_or_else(|e| panic!("{url}: {e}"));
+        let status = answer.status();
+        let text = answer.text().await.expect("the answer is text");
+        assert!(status.is_success(), "{url}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{url}: {e}: {text}"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Result<Server, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quickcomm"));
+    command.arg("serve").arg("--json").arg("--data").arg(data);
+    let given = |name: &str| options.iter().any(|o| o == name);
+    for (name, value) in [("--http", "127.0.0.1:0"), ("--admin", "127.0.0.1:0")] {
+        if !given(name) {
+            command.args([name, value]);
+        }
+    }
+    command.args(&options).envs(env.iter().map(|(k, v)| (k, v)));
+    command.current_dir(ROOT).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| e.to_string())?;
+    let mut stderr = child.stderr.take().expect("stderr is piped");
+    let (said, log) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Kept whole: a failing journey shows what the server said.
+        let mut text = String::new();
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = stderr.read(&mut buffer) {
+            let part = String::from_utf8_lossy(&buffer[..n]);
+            eprint!("{part}");
+            text.push_str(&part);
+        }
+        let _ = said.send(text);
+    });
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line).map_err(|e| e.to_string())?;
+    if line.is_empty() {
+        let status = child.wait().map_err(|e| e.to_string())?;
+        let text = log.recv_timeout(Duration::from_secs(5)).unwrap_or_default();
+        return Err(format!("exit {}: {text}", status.code().unwrap_or(-1)));
+    }
+    let addresses: Value = serde_json::from_str(&line).map_err(|e| format!("{e}: {line}"))?;
+    let url = |key: &str| addresses[key].as_str().map(|a| format!("http://{a}")).unwrap_or_default();
+    // The ports are kept for a restart, as a service's would be.
+    let mut options = options;
+    for (flag, key) in [("--http", "http"), ("--admin", "admin")] {
+        if let Some(addr) = addresses[key].as_str()
+            && !options.iter().any(|o| o == flag)
+        {
+            options.extend([flag.to_owned(), addr.to_owned()]);
+        }
+    }
+    Ok(Server { child, http: url("http"), admin: url("admin"), grpc: addresses["grpc"].as_str().map(str::to_owned), data: data.to_owned(), options, env })
+}
+
+/// All bundled calls.
+pub fn demo_calls() -> Vec<DemoCall> { calls::names().iter().map(|name| calls::load(name).expect("a bundled call loads")).collect() }
+
+/// Finals per channel, joined, in the order they came.
+pub fn texts(events: &[Event], channels: usize) -> Vec<String> {
+    let mut texts = vec![String::new(); channels];
+    for event in events {
+        if let ServerMessage::Final(said) = &event.message {
+            let text = &mut texts[usize::from(said.channel)];
+            if !text.is_empty() {
+                text.push(' ');
+            }
+            text.push_str(&said.text);
+        }
+    }
+    texts
+}
+
+/// Words that should have been heard on a channel.
+pub fn script_text(call: &DemoCall, channel: u8) -> String {
+    call.script.turns.iter().filter(|t| t.channel == channel).map(|t| t.text.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+/// Polls until `check` gives an answer; the condition is another process's, so there is no event to await.
+pub async fn eventually<T>(what: &str, limit: Duration, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
