@@ -1,0 +1,313 @@
+//! A recognition thread: owns one copy of the models and the channels pinned to it.
+//!
+//! Invariants: it listens between any two steps of a recognition, so a channel waits for the detector at most as long as one step; a
+//! panic in the handling of a session fails that session and nothing else.
+
+use super::{
+    load::{Load, Work},
+    recognizer::{Hearing, Moonshine, Transcript},
+    scheduler::{Board, Job, Level, Ticket},
+    session::{Session, Tools},
+    vad::Vad,
+};
+use crate::metrics as names;
+use contracts::{
+    CallError,
+    audio::{Input, Pace},
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use metrics::{counter, gauge, histogram};
+use std::{
+    any::Any,
+    collections::{HashMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How often a worker without work looks whether a caller has given up.
+const SWEEP: Duration = Duration::from_millis(200);
+/// Sound consumed of one channel before the next has its turn, in samples.
+const TURN: u64 = 48_000;
+
+pub(super) enum Message {
+    Open(Box<Session>, u64, Slot),
+    Input(u64, Input, Instant),
+    Heard(u64, Arc<Ticket>, Heard),
+    /// There is work on the board.
+    Wake,
+    Stop,
+}
+
+/// What came of a recognition: text, a reason why there is none, or a panic.
+pub(super) type Heard = Result<Result<Transcript, String>, CallError>;
+
+/// Where a worker is reached.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) sender: Sender<Message>,
+    pub(super) idle: Arc<AtomicBool>,
+    pub(super) sessions: Arc<AtomicUsize>,
+}
+
+/// A session's place; given back when dropped.
+pub(super) struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    pub(super) fn take(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        gauge!(names::SESSIONS).increment(1.0);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        gauge!(names::SESSIONS).decrement(1.0);
+    }
+}
+
+/// What all workers share.
+pub(super) struct Floor {
+    pub(super) board: Board,
+    pub(super) load: Load,
+    pub(super) doors: Vec<Door>,
+}
+
+impl Floor {
+    /// Wakes a worker that has nothing to do.
+    fn ring(&self, except: usize) {
+        if !self.board.may_steal() {
+            return;
+        }
+        for (index, door) in self.doors.iter().enumerate() {
+            if index != except && door.idle.swap(false, Ordering::AcqRel) {
+                let _ = door.sender.send(Message::Wake); // a worker that is gone needs no waking
+                return;
+            }
+        }
+    }
+}
+
+pub(super) struct Worker {
+    index: usize,
+    floor: Arc<Floor>,
+    inbox: Receiver<Message>,
+    vad: Vad,
+    recognizer: Moonshine,
+    sessions: HashMap<u64, (Box<Session>, Slot)>,
+    /// Sessions with something to consume.
+    live: VecDeque<u64>,
+    batch: VecDeque<u64>,
+    /// What is being recognized; the last interrupted those before it.
+    running: Vec<Running>,
+    swept: Instant,
+    stopping: bool,
+}
+
+struct Running {
+    job: Job,
+    hearing: Hearing,
+    spent: Duration,
+    samples: usize,
+}
+
+impl Worker {
+    pub(super) fn new(index: usize, floor: Arc<Floor>, inbox: Receiver<Message>, vad: Vad, recognizer: Moonshine) -> Self {
+        Self {
+            index,
+            floor,
+            inbox,
+            vad,
+            recognizer,
+            sessions: HashMap::new(),
+            live: VecDeque::new(),
+            batch: VecDeque::new(),
+            running: vec![],
+            swept: Instant::now(),
+            stopping: false,
+        }
+    }
+
+    /// Works until told to stop.
+    pub(super) fn run(mut self) {
+        while !self.stopping {
+            while let Ok(message) = self.inbox.try_recv() {
+                self.receive(message);
+            }
+            self.sweep();
+            if self.consume(Pace::Live) || self.recognize() || self.consume(Pace::Batch) {
+                continue;
+            }
+            self.wait();
+        }
+        for (_, (mut session, _slot)) in self.sessions.drain() {
+            session.end(Some(CallError::unavailable("the audio engine is stopping")));
+        }
+    }
+
+    fn wait(&mut self) {
+        let idle = self.floor.doors[self.index].idle.clone();
+        idle.store(true, Ordering::Release);
+        // Whoever queued work before the flag was up has not rung.
+        if self.floor.board.has_work(self.index) {
+            idle.store(false, Ordering::Release);
+            return;
+        }
+        match self.inbox.recv_timeout(SWEEP) {
+            Ok(message) => {
+                idle.store(false, Ordering::Release);
+                self.receive(message);
+            }
+            Err(RecvTimeoutError::Timeout) => idle.store(false, Ordering::Release),
+            Err(RecvTimeoutError::Disconnected) => self.stopping = true,
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Open(session, id, slot) => {
+                self.sessions.insert(id, (session, slot));
+            }
+            Message::Input(id, input, at) => self.with(id, |session, _| session.arrive(input, at)),
+            Message::Heard(id, ticket, heard) => self.with(id, |session, _| match heard {
+                Ok(transcript) => session.heard(&ticket, transcript),
+                Err(panic) => session.end(Some(panic)),
+            }),
+            Message::Wake => {}
+            Message::Stop => self.stopping = true,
+        }
+    }
+
+    /// Lets sessions of a pace consume what has arrived: live all of them, batch one. True when one did.
+    fn consume(&mut self, pace: Pace) -> bool {
+        let began = Instant::now();
+        let mut consumed = false;
+        loop {
+            let queue = if pace == Pace::Live { &mut self.live } else { &mut self.batch };
+            let Some(id) = queue.pop_front() else { break };
+            let before = self.floor.board.has_work(self.index);
+            self.with(id, |session, tools| session.consume(tools, TURN));
+            consumed = true;
+            if before || !self.running.is_empty() || self.floor.board.has_work(self.index) {
+                self.floor.ring(self.index);
+            }
+            if pace == Pace::Batch {
+                break;
+            }
+        }
+        if consumed {
+            self.floor.load.add(if pace == Pace::Live { Work::Fixed } else { Work::Batch }, began.elapsed());
+        }
+        consumed
+    }
+
+    /// Runs `work` on a session. A panic ends that session, and so does its own wish; a session that has more to consume is queued.
+    fn with(&mut self, id: u64, work: impl FnOnce(&mut Session, &mut Tools<'_>)) {
+        let Some((session, _)) = self.sessions.get_mut(&id) else { return };
+        let mut tools = Tools { worker: self.index, vad: &mut self.vad, board: &self.floor.board, load: &self.floor.load };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(session, &mut tools))) {
+            tracing::error!(session.id = id, "a session panicked");
+            session.end(Some(CallError::panicked(&*panic)));
+        }
+        if session.is_over() {
+            self.sessions.remove(&id);
+        } else if session.is_ready() {
+            let queue = if session.pace() == Pace::Live { &mut self.live } else { &mut self.batch };
+            if !queue.contains(&id) {
+                queue.push_back(id);
+            }
+        }
+    }
+
+    /// One step of the most urgent recognition. False when there is none.
+    fn recognize(&mut self) -> bool {
+        let level = self.running.last().map(|running| running.job.level());
+        if level.is_none_or(|level| level > Level::Urgent)
+            && let Some(job) = self.floor.board.take(self.index, level)
+        {
+            histogram!(names::QUEUE_AGE, "class" => job.ticket.class().name()).record(job.queued.elapsed().as_secs_f64());
+            if job.owner != self.index {
+                counter!(names::STOLEN).increment(1);
+            }
+            let mut job = job;
+            let pcm = std::mem::take(&mut job.pcm);
+            let hearing = self.recognizer.begin(&pcm, std::mem::take(&mut job.draft));
+            self.running.push(Running { job, hearing, spent: Duration::ZERO, samples: pcm.len() });
+        }
+        let Some(mut running) = self.running.pop() else { return false };
+        if running.job.ticket.is_unwanted() {
+            running.job.ticket.done();
+            return true;
+        }
+        let began = Instant::now();
+        let step = catch_unwind(AssertUnwindSafe(|| self.recognizer.step(&mut running.hearing)));
+        let took = began.elapsed();
+        running.spent += took;
+        let work = match running.job.level() {
+            Level::Urgent => Work::Fixed,
+            Level::Passing => Work::Partials,
+            Level::Batch => Work::Batch,
+        };
+        self.floor.load.add(work, took);
+        let heard = match step {
+            Ok(Ok(None)) => {
+                self.running.push(running);
+                return true;
+            }
+            Ok(Ok(Some(transcript))) => Ok(Ok(transcript)),
+            Ok(Err(error)) => {
+                tracing::error!(session.id = running.job.session, %error, "a recognition failed");
+                Ok(Err(format!("could not be recognized: {error}")))
+            }
+            Err(panic) => Err(panicked(&*panic, running.job.session)),
+        };
+        self.finish(running, heard);
+        true
+    }
+
+    fn finish(&mut self, running: Running, heard: Heard) {
+        let Running { job, spent, samples, .. } = running;
+        let class = job.ticket.class().name();
+        histogram!(names::DECODE, "class" => class).record(spent.as_secs_f64());
+        counter!(names::DECODED, "class" => class).increment((samples / 16_000) as u64);
+        if matches!(&heard, Ok(Ok(transcript)) if transcript.looped) {
+            counter!(names::LOOPS).increment(1);
+        }
+        job.ticket.done();
+        let message = Message::Heard(job.session, job.ticket, heard);
+        if job.owner == self.index {
+            self.receive(message);
+        } else {
+            let _ = self.floor.doors[job.owner].sender.send(message); // a worker that is gone has ended its sessions
+        }
+    }
+
+    /// Now and then: measures the load, ends sessions whose caller has given up.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        if self.floor.load.tick(now) {
+            gauge!(names::LOAD).set(f64::from(self.floor.load.needed()));
+            gauge!(names::PARTIAL_PERIOD).set(self.floor.load.period().as_secs_f64());
+        }
+        if now.duration_since(self.swept) < SWEEP {
+            return;
+        }
+        self.swept = now;
+        self.sessions.retain(|_, (session, _)| {
+            if session.is_cancelled() {
+                session.end(Some(CallError::cancelled()));
+            }
+            !session.is_over()
+        });
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send), session: u64) -> CallError {
+    tracing::error!(session.id = session, "a recognition panicked");
+    CallError::panicked(panic)
+}
