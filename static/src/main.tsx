@@ -1,0 +1,99 @@
+// The dashboard: routes, and what stands around every page.
+
+import { render } from 'preact';
+import { useEffect } from 'preact/hooks';
+import { Link, Route, Switch, useLocation } from 'wouter-preact';
+import { CallPage } from './call/page';
+import { ConversationsPage } from './conversations/page';
+import { feed } from './live/feed';
+import { m } from './messages';
+import { Icon, type IconName } from './parts/icon';
+import { SearchPage } from './search/page';
+import { Help, helpOpen } from './shell/help';
+import { useKeys } from './shell/keys';
+import { LinkBanner, shownHasEnded, transcriptLagMs } from './shell/link-state';
+import { watchStatus } from './shell/status';
+import { StatusBar } from './shell/status-bar';
+import { nextTheme, ThemeSwitch } from './shell/theme-switch';
+import { TryPage } from './try/page';
+import { WallPage } from './wall/page';
+
+const PAGES: { path: string; icon: IconName; name: string }[] = [
+  { path: '/', icon: 'wall', name: m.nav.wall },
+  { path: '/conversations', icon: 'list', name: m.nav.conversations },
+  { path: '/search', icon: 'search', name: m.nav.search },
+  { path: '/try', icon: 'mic', name: m.nav.try },
+];
+
+function Shell() {
+  const [path, go] = useLocation();
+  useKeys({
+    'g w': () => go('/'),
+    'g c': () => go('/conversations'),
+    'g s': () => go('/search'),
+    'g t': () => go('/try'),
+    '?': () => (helpOpen.value = true),
+    '/': () => document.querySelector<HTMLElement>('[data-find]')?.focus(),
+    t: nextTheme,
+  });
+  useEffect(() => {
+    transcriptLagMs.value = null;
+    shownHasEnded.value = false;
+  }, [path]);
+  const current = PAGES.find((page) => page.path === path);
+  return (
+    <>
+      <a class="skip" href="#main">
+        {m.skipToContent}
+      </a>
+      <header class="top">
+        <Link href="/" class="brand">
+          <Logo />
+          <span>{m.product}</span>
+        </Link>
+        <nav aria-label={m.nav.label}>
+          {PAGES.map((page) => (
+            <Link key={page.path} href={page.path} aria-current={page === current ? 'page' : undefined}>
+              <Icon name={page.icon} />
+              <span>{page.name}</span>
+            </Link>
+          ))}
+        </nav>
+        <ThemeSwitch />
+      </header>
+      <LinkBanner />
+      <main id="main" tabIndex={-1}>
+        <Switch>
+          <Route path="/" component={WallPage} />
+          <Route path="/conversations/:id">{({ id }) => <CallPage key={id} id={id} />}</Route>
+          <Route path="/conversations" component={ConversationsPage} />
+          <Route path="/search" component={SearchPage} />
+          <Route path="/try" component={TryPage} />
+          <Route>
+            <div class="empty">
+              <h1>{m.notFound}</h1>
+              <Link href="/">{m.toWall}</Link>
+            </div>
+          </Route>
+        </Switch>
+      </main>
+      <StatusBar />
+      <Help />
+    </>
+  );
+}
+
+function Logo() {
+  return (
+    <svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true" focusable="false" class="logo">
+      <rect width="32" height="32" rx="8" />
+      <path d="M8 16h2m3-5v10m3-14v18m4-13v8m3-6v4" />
+    </svg>
+  );
+}
+
+document.documentElement.lang = m.language;
+feed();
+watchStatus();
+const root = document.getElementById('app');
+if (root) render(<Shell />, root);

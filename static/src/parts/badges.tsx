@@ -1,0 +1,44 @@
+// Small marks that say where a verdict comes from and what it is: sign, word and number, never color alone.
+
+import type { State, Tier, Verdict } from '../live/wire';
+import { labelled, m } from '../messages';
+import { Icon, MoodSign } from './icon';
+import { mood } from './sentiment';
+
+export function TierBadge({ tier, degradedFrom, title }: { tier: Tier; degradedFrom?: Tier | null; title?: string }) {
+  const lowered = degradedFrom ? m.degradedFrom(m.tier[degradedFrom]) : null;
+  return (
+    <span class={`tier ${tier}${lowered ? ' lowered' : ''}`} title={[title ?? m.tierHelp[tier], lowered].filter(Boolean).join(' · ')}>
+      {lowered && <Icon name="step" />}
+      {m.tier[tier] ?? tier}
+      {lowered && <span class="sr"> {lowered}</span>}
+    </span>
+  );
+}
+
+export function MoodBadge({ verdict }: { verdict: Pick<Verdict, 'name' | 'score'> }) {
+  const which = mood(verdict.name);
+  return (
+    <span class={`mood ${which}`}>
+      <MoodSign mood={which} />
+      {labelled(verdict.name)} <span class="number">{m.percent(verdict.score)}</span>
+    </span>
+  );
+}
+
+export function IntentBadge({ verdict }: { verdict: Pick<Verdict, 'name' | 'score'> }) {
+  return (
+    <span class="intent">
+      {labelled(verdict.name)} <span class="number">{m.percent(verdict.score)}</span>
+    </span>
+  );
+}
+
+export function StateBadge({ state }: { state: State }) {
+  return (
+    <span class={`state ${state}`} title={m.stateHelp[state]}>
+      <span class="dot" aria-hidden="true" />
+      {m.state[state] ?? state}
+    </span>
+  );
+}

@@ -1,0 +1,53 @@
+import { feedDelayMs } from '../live/feed';
+import type { TierStatus } from '../live/wire';
+import { inSeconds, m } from '../messages';
+import { TierBadge } from '../parts/badges';
+import { Icon } from '../parts/icon';
+import { helpOpen } from './help';
+import { LinkState, transcriptLagMs } from './link-state';
+import { status } from './status';
+
+export function StatusBar() {
+  const known = status.value;
+  const failing = known?.modules.filter((one) => one.state === 'failing') ?? [];
+  return (
+    <footer class="status-bar" aria-label={m.footer.label}>
+      <LinkState />
+      {transcriptLagMs.value !== null && (
+        <span class="item">
+          <span class="muted">{m.footer.lag}</span> <span class="number">{m.seconds(inSeconds(transcriptLagMs.value))}</span>
+        </span>
+      )}
+      {feedDelayMs.value >= 500 && (
+        <span class="item">
+          <span class="muted">{m.footer.feed}</span> <span class="number">{m.seconds(inSeconds(feedDelayMs.value))}</span>
+        </span>
+      )}
+      {known?.tiers.map((tier) => <TaskTier key={tier.task} tier={tier} />)}
+      {failing.map((one) => (
+        <span key={one.name} class="item warn" title={one.detail ?? ''}>
+          <Icon name="warning" /> {m.footer.failing(one.name)}
+        </span>
+      ))}
+      <span class="space" />
+      <button type="button" class="quiet wide" onClick={() => (helpOpen.value = true)}>
+        <Icon name="keyboard" /> {m.footer.keyboard} <kbd>?</kbd>
+      </button>
+      <span class="muted wide">{known ? m.footer.version(known.version) : m.footer.unknown}</span>
+    </footer>
+  );
+}
+
+function TaskTier({ tier }: { tier: TierStatus }) {
+  const task = m.task[tier.task] ?? tier.task;
+  return (
+    <span class="item">
+      <span class="muted">{task}</span> <TierBadge tier={tier.tier} title={tier.degraded ?? m.tierHelp[tier.tier]} />
+      {tier.degraded && (
+        <span class="warn why" title={tier.degraded}>
+          <Icon name="warning" /> {tier.degraded}
+        </span>
+      )}
+    </span>
+  );
+}
