@@ -107,9 +107,13 @@ mod tests {
 
     #[test]
     fn a_thread_is_counted_by_the_first_word_of_its_name() {
-        for (thread, module) in
-            [("audio-worker-0", "audio"), ("record-writer", "record"), ("tokio-runtime-w", "api"), ("actix-server ac", "api"), ("quickcomm", "other")]
-        {
+        for (thread, module) in [
+            ("audio-worker-0", "audio"),
+            ("record-writer", "record"),
+            ("tokio-runtime-w", "api"),
+            ("actix-server ac", "api"),
+            ("quickcomm", "other"),
+        ] {
             assert_eq!(module_of(thread), module, "{thread}");
         }
     }

@@ -4,11 +4,29 @@
 //! to another tenant is not found; nothing here changes anything.
 //! Deliberately absent: the audio sockets and recordings (`audio`), the live feed (`crate::live`), storage (`crate::record`).
 
+mod conversations;
+mod dashboard;
+mod edge;
+mod export;
+mod openapi;
+pub(crate) mod origin;
+mod params;
+mod problem;
+mod routes;
+mod search;
 mod settings;
+mod status;
+mod summary;
 
+pub(crate) use edge::Caller;
+pub use problem::{Fault, Problem};
 pub use settings::Settings;
 
-use crate::{admin::Status, live::Live, record::Record};
+use crate::{
+    admin::{self, Status},
+    live::Hub,
+    record::Record,
+};
 use actix_web::web;
 use contracts::{ConversationId, Inference};
 use platform::bus::Bus;
@@ -33,23 +51,43 @@ pub struct ApiDeps {
 /// REST, live feed, dashboard. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
-    deps: ApiDeps,
-    live: Live,
+    reads: web::Data<conversations::Reads>,
+    summaries: web::Data<summary::Summaries>,
+    status: web::Data<Status>,
+    hosts: web::Data<edge::Hosts>,
+    hub: Arc<Hub>,
 }
 
 impl Api {
     pub fn new(deps: ApiDeps) -> Self {
-        let live = Live::new(&deps);
-        Self { deps, live }
+        let hub = Hub::new(&deps);
+        Self {
+            reads: web::Data::new(conversations::Reads { record: deps.record, has_recording: deps.has_recording }),
+            summaries: web::Data::new(summary::Summaries(deps.inference)),
+            status: web::Data::new(deps.status),
+            hosts: web::Data::new(edge::Hosts(deps.settings.rest.allowed_hosts)),
+            hub,
+        }
     }
 
-    /// Registers every route of this module, and the answer to paths that nobody registered. Runs once per worker thread.
-    pub fn configure(&self, _app: &mut web::ServiceConfig) {
-        let _ = &self.deps;
+    /// Registers every route of this module, and the answer to paths that nobody registered. Other routes of the same `App` are not touched,
+    /// whichever comes first. Runs once per worker thread, and names the thread.
+    pub fn configure(&self, app: &mut web::ServiceConfig) {
+        admin::name_thread("http-worker");
+        app.app_data(self.reads.clone())
+            .app_data(self.summaries.clone())
+            .app_data(self.status.clone())
+            .app_data(self.hosts.clone())
+            .app_data(web::Data::from(self.hub.clone()))
+            .configure(routes::register);
     }
 
-    /// Keeps the live feed until `stop`, then says goodbye to its readers.
-    pub async fn run(self, stop: CancellationToken) {
-        self.live.run(stop).await
+    /// Keeps the live feed until `stop`, then says goodbye to its readers. Start it before the listener: what is announced earlier is read from
+    /// the record, but nobody is told live.
+    ///
+    /// # Errors
+    /// The bus or the record has stopped.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        self.hub.run(stop).await
     }
 }
