@@ -369,6 +369,12 @@ impl FrameTx {
     pub fn position(&self) -> SamplePos {
         self.next
     }
+
+    /// Up to where what was sent has been consumed: credit for it came back.
+    pub fn consumed(&self) -> SamplePos {
+        let under_way = self.shared.credit_bytes.saturating_sub(self.shared.credit.available_permits()) / self.shared.sample_bytes;
+        SamplePos(self.next.0.saturating_sub(under_way as u64))
+    }
 }
 
 impl Drop for FrameTx {
@@ -617,8 +623,9 @@ mod tests {
         let (mut session, events, inputs) = pair();
         let sent = tokio::time::timeout(Duration::from_millis(50), session.frames.send(vec![0; 8000].into())).await;
         assert!(sent.is_err(), "one second went out on 400 ms of credit");
-        assert_eq!(session.frames.position(), SamplePos(3200));
+        assert_eq!((session.frames.position(), session.frames.consumed()), (SamplePos(3200), SamplePos(0)));
         events.consumed(800);
+        assert_eq!(session.frames.consumed(), SamplePos(800));
         let more = tokio::time::timeout(Duration::from_millis(50), session.frames.send(vec![0; 800].into())).await;
         assert!(more.is_ok());
         assert_eq!(inputs.lock().len(), 5);

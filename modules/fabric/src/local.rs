@@ -1,0 +1,124 @@
+//! A module of this process, behind the same rules as one elsewhere.
+
+use crate::{
+    api::Methods as Api,
+    audio::Methods as Hearing,
+    guard::{Bounds, Deadline, fits, items},
+    inference::Methods as Understanding,
+    metrics::Locality,
+    wire::quickcomm::{api::v1 as api, inference::v1 as inference},
+};
+use async_trait::async_trait;
+use contracts::{
+    Audio, CallCx, CallError, ConversationId, Conversations, EventStream, Inference,
+    audio::{Session, StreamSpec},
+    conversation::{Attach, Attached, Close, CommitOutcome, Conversation, ConversationView, OpenConversation, RecordEvent, Segment},
+    inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
+};
+use std::sync::Arc;
+
+/// The rules hold for the opening; then frames and events flow as if nothing stood between.
+pub fn audio(module: Arc<dyn Audio>) -> Arc<dyn Audio> {
+    Arc::new(Local { module, methods: Hearing::new(Locality::Local) })
+}
+
+pub fn inference(module: Arc<dyn Inference>) -> Arc<dyn Inference> {
+    Arc::new(Local { module, methods: Understanding::new(Locality::Local) })
+}
+
+pub fn conversations(module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
+    Arc::new(Local { module, methods: Api::new(Locality::Local) })
+}
+
+struct Local<T: ?Sized, M> {
+    module: Arc<T>,
+    methods: M,
+}
+
+#[async_trait]
+impl Audio for Local<dyn Audio, Hearing> {
+    async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+        self.methods.open.call(Bounds::of(&cx), async { self.module.open(cx, spec).await }).await
+    }
+}
+
+#[async_trait]
+impl Inference for Local<dyn Inference, Understanding> {
+    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        let work = async {
+            fits::<inference::AnalyzeRequest, _>(&request)?;
+            let insights = self.module.analyze(cx.clone(), request).await?;
+            fits::<inference::AnalyzeReply, _>(&insights)?;
+            Ok(insights)
+        };
+        self.methods.analyze.call(Bounds::of(&cx), work).await
+    }
+
+    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        let bounds = Bounds::of(&cx);
+        let work = async {
+            fits::<inference::SummarizeRequest, _>(&request)?;
+            self.module.summarize(cx, request).await
+        };
+        let summary = self.methods.summarize.call(bounds.clone(), work).await?;
+        Ok(items(bounds, Deadline::Whole, summary, fits::<inference::SummaryItem, _>))
+    }
+
+    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        self.methods.tiers.call(Bounds::of(&cx), async { self.module.tiers(cx).await }).await
+    }
+}
+
+#[async_trait]
+impl Conversations for Local<dyn Conversations, Api> {
+    async fn open(&self, cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError> {
+        let bounds = Bounds::of(&cx);
+        let work = async {
+            fits::<api::OpenRequest, _>(&request)?;
+            self.module.open(cx, request).await
+        };
+        self.methods.open.call(bounds, work).await
+    }
+
+    async fn attach(&self, cx: CallCx, request: Attach) -> Result<Attached, CallError> {
+        self.methods.attach.call(Bounds::of(&cx), async { self.module.attach(cx, request).await }).await
+    }
+
+    async fn commit(&self, cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
+        let bounds = Bounds::of(&cx);
+        let work = async {
+            fits::<api::CommitRequest, _>(&segments)?;
+            self.module.commit(cx, segments).await
+        };
+        self.methods.commit.call(bounds, work).await
+    }
+
+    async fn record(&self, cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
+        let bounds = Bounds::of(&cx);
+        let work = async {
+            fits::<api::RecordRequest, _>(&insights)?;
+            self.module.record(cx, insights).await
+        };
+        self.methods.record.call(bounds, work).await
+    }
+
+    async fn close(&self, cx: CallCx, request: Close) -> Result<Conversation, CallError> {
+        self.methods.close.call(Bounds::of(&cx), async { self.module.close(cx, request).await }).await
+    }
+
+    async fn conversation(&self, cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
+        let bounds = Bounds::of(&cx);
+        let work = async {
+            let view = self.module.conversation(cx, id).await?;
+            fits::<api::ConversationView, _>(&view)?;
+            Ok(view)
+        };
+        self.methods.conversation.call(bounds, work).await
+    }
+
+    async fn watch(&self, cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
+        let bounds = Bounds::of(&cx);
+        let events = self.methods.watch.call(bounds.clone(), async { self.module.watch(cx, id).await }).await?;
+        Ok(items(bounds, Deadline::Opening, events, fits::<api::RecordEvent, _>))
+    }
+}
