@@ -128,10 +128,6 @@ impl Status {
         *self.0.tiers.lock() = tiers;
     }
 
-    pub(crate) fn recordings(&self) -> bool {
-        self.0.recordings
-    }
-
     pub fn report(&self) -> StatusReport {
         StatusReport {
             version: self.0.version.clone(),

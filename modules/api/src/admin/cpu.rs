@@ -13,12 +13,13 @@ pub(crate) const CPU_SECONDS: &str = "quickcomm_cpu_seconds_total";
 /// Ticks per second in `/proc/…/stat`: the kernel's USER_HZ, 100 on every Linux we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// By prefix of the thread's name, which the kernel cuts at 15 bytes.
-const MODULES: [(&str, &str); 9] = [
+const MODULES: [(&str, &str); 10] = [
     ("audio", "audio"),
     ("inference", "inference"),
     ("record", "record"),
     ("admin", "admin"),
     ("fabric", "fabric"),
+    ("api", "api"),
     ("http", "api"),
     ("live", "api"),
     ("tokio", "api"),

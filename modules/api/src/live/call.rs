@@ -191,7 +191,7 @@ impl Call {
                     false
                 }
                 None => {
-                    let place = |u: &UtteranceRow| (u.start_ms, u.channel, u.seq);
+                    let place = |u: &UtteranceRow| (u.start_ms, u.id); // the record's order
                     let at = detail.utterances.partition_point(|u| place(u) < place(&utterance));
                     detail.utterances.insert(at, utterance.clone());
                     detail.stale_metrics = true;

@@ -447,6 +447,12 @@ impl Hub {
         Arc::new(Outbox::new(self.settings.queue_events, self.settings.queue_bytes))
     }
 
+    /// How many conversations have a topic.
+    #[cfg(test)]
+    pub(crate) fn watched(&self) -> usize {
+        self.rooms.lock().tenants.values().map(|room| room.watched.len()).sum()
+    }
+
     // ---- loading
 
     fn load_wall(self: &Arc<Self>, tenant: TenantId) {

@@ -11,6 +11,8 @@ mod hub;
 mod outbox;
 mod settings;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod topic;
 mod wire;
 

@@ -17,16 +17,16 @@ mod search;
 mod settings;
 mod status;
 mod summary;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod world;
 
 pub(crate) use edge::Caller;
 pub use problem::{Fault, Problem};
 pub use settings::Settings;
 
-use crate::{
-    admin::{self, Status},
-    live::Hub,
-    record::Record,
-};
+use crate::{admin::Status, live::Hub, record::Record};
 use actix_web::web;
 use contracts::{ConversationId, Inference};
 use platform::bus::Bus;
@@ -71,9 +71,8 @@ impl Api {
     }
 
     /// Registers every route of this module, and the answer to paths that nobody registered. Other routes of the same `App` are not touched,
-    /// whichever comes first. Runs once per worker thread, and names the thread.
+    /// whichever comes first.
     pub fn configure(&self, app: &mut web::ServiceConfig) {
-        admin::name_thread("http-worker");
         app.app_data(self.reads.clone())
             .app_data(self.summaries.clone())
             .app_data(self.status.clone())
@@ -83,11 +82,15 @@ impl Api {
     }
 
     /// Keeps the live feed until `stop`, then says goodbye to its readers. Start it before the listener: what is announced earlier is read from
-    /// the record, but nobody is told live.
-    ///
-    /// # Errors
-    /// The bus or the record has stopped.
-    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        self.hub.run(stop).await
+    /// the record, but nobody is told live; and stop it before the listener, which waits for open sockets.
+    pub async fn run(self, stop: CancellationToken) {
+        if let Err(cause) = self.hub.run(stop).await {
+            tracing::error!(cause = format!("{cause:#}"), "the live feed ended");
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn hub(&self) -> Arc<Hub> {
+        self.hub.clone()
     }
 }

@@ -98,6 +98,10 @@ fn transcribe() {}
 #[allow(dead_code)]
 fn recording() {}
 
+/// Documented here, answered by `audio` in the same listener.
+#[cfg(test)]
+pub(crate) const ELSEWHERE: [&str; 3] = ["/v1/stream", "/v1/listen", "/v1/conversations/{id}/recording"];
+
 /// The document as text with its tag; it is the same for the life of the process.
 static DOCUMENT: LazyLock<(String, String)> = LazyLock::new(|| {
     let mut document = Document::openapi();

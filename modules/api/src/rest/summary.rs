@@ -10,8 +10,7 @@ use crate::record::{EvidenceRow, UtteranceKind, UtteranceRow};
 use actix_web::{HttpRequest, HttpResponse, web};
 use contracts::{
     ConversationId, Inference,
-    audio::Word,
-    inference::{Summarize, SummaryItem, SummaryKind, Utterance},
+    inference::{Summarize, SummaryItem, SummaryKind},
 };
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -58,25 +57,12 @@ pub(crate) async fn summary(
     Params::read(&request, &[]).done()?;
     let id: ConversationId = params::id(&id)?;
     let rows = reads.record.transcript(&caller.tenant, id).await?;
-    let utterances: Vec<_> = rows.into_iter().filter(|row| row.kind == UtteranceKind::Speech).map(spoken).collect();
+    let utterances = rows.iter().filter(|row| row.kind == UtteranceKind::Speech).map(UtteranceRow::utterance).collect();
     let cx = caller.cx(BUDGET).for_conversation(id);
     let asked =
         async { summaries.0.summarize(cx, Summarize { conversation: id, utterances }).await?.try_collect::<Vec<SummaryItem>>().await };
     let items = tokio::time::timeout(BUDGET, asked).await.unwrap_or_else(|_| Err(contracts::CallError::deadline()))?;
     Ok(HttpResponse::Ok().json(Summary { items: items.into_iter().map(row).collect() }))
-}
-
-fn spoken(row: UtteranceRow) -> Utterance {
-    let words = row.words.into_iter();
-    Utterance {
-        id: row.id,
-        conversation: row.conversation_id,
-        channel: row.channel,
-        role: row.role,
-        start_ms: row.start_ms,
-        end_ms: row.end_ms,
-        words: words.map(|w| Word { text: w.text, start_ms: w.start_ms, end_ms: w.end_ms, confidence: w.confidence }).collect(),
-    }
 }
 
 fn row(item: SummaryItem) -> SummaryRow {
