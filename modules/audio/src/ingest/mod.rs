@@ -1,13 +1,45 @@
-//! The sockets callers use.
+//! The sockets callers use, and everything between their bytes and the bus: recording, resuming, journal, watermark.
+//!
+//! - A caller is refused before its audio flows, or heard until everything it sent is committed.
+//! - The sender keeps what is not `safe`: ingest until the record has committed, a native caller until told.
+//! - Works against `Audio`, `Conversations` and the bus, wherever they are.
+//!
+//! Deliberately absent: hearing (`engine`), storage (`api`), authentication.
 
+mod audience;
+mod channel;
+mod deepgram;
+mod journal;
+mod metrics;
+mod native;
+mod playback;
+mod recording;
+mod recovery;
+mod refusal;
+mod resume;
+mod session;
 mod settings;
+mod socket;
+mod watermarks;
 
 pub use settings::IngestSettings;
 
 use actix_web::web;
-use contracts::{Audio, Conversations};
+use contracts::{Audio, ConversationId, Conversations};
+use parking_lot::Mutex;
 use platform::bus::Bus;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use recording::Recordings;
+use session::Conversation;
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use watermarks::Watermarks;
 
 /// What ingest stands on.
 pub struct IngestDeps {
@@ -21,27 +53,139 @@ pub struct IngestDeps {
 
 /// Every conversation whose audio this process receives.
 pub struct Ingest {
-    #[allow(dead_code)]
-    deps: IngestDeps,
+    shared: Arc<Shared>,
+}
+
+/// What every room of ingest needs.
+struct Shared {
+    audio: Arc<dyn Audio>,
+    conversations: Arc<dyn Conversations>,
+    bus: Arc<dyn Bus>,
+    settings: IngestSettings,
+    recordings: Arc<Recordings>,
+    watermarks: Arc<Watermarks>,
+    live: Mutex<HashMap<ConversationId, Arc<Conversation>>>,
+    /// Conversations between their request and `live`.
+    opening: Mutex<HashSet<ConversationId>>,
+    uploads: Arc<Semaphore>,
+    /// Conversations outlive the socket's worker thread: they run where ingest was started.
+    runtime: tokio::runtime::Handle,
+    /// No new callers; those who can come back are told to.
+    leaving: CancellationToken,
+    /// Finishes later what failed now.
+    later: tokio::sync::mpsc::UnboundedSender<ConversationId>,
+}
+
+/// Holds a conversation's id while it is being opened.
+struct BeingOpened<'a> {
+    shared: &'a Shared,
+    id: ConversationId,
+}
+
+impl Drop for BeingOpened<'_> {
+    fn drop(&mut self) {
+        self.shared.opening.lock().remove(&self.id);
+    }
+}
+
+impl Shared {
+    /// `None`: it is open or being opened.
+    fn begin_opening(&self, id: ConversationId) -> Option<BeingOpened<'_>> {
+        let free = !self.live.lock().contains_key(&id) && self.opening.lock().insert(id);
+        free.then_some(BeingOpened { shared: self, id })
+    }
+
+    fn find(&self, id: ConversationId) -> Option<Arc<Conversation>> {
+        self.live.lock().get(&id).cloned()
+    }
+
+    fn recover_later(&self, id: ConversationId) {
+        let _ = self.later.send(id);
+    }
 }
 
 impl Ingest {
     /// Call inside the runtime on which conversations shall live; it must outlive the sockets.
+    ///
+    /// # Panics
+    /// When the system has no thread left for writing recordings.
     pub fn start(deps: IngestDeps) -> Arc<Self> {
-        Arc::new(Self { deps })
+        let IngestDeps { audio, conversations, bus, settings, data } = deps;
+        self::metrics::describe();
+        let flush = Duration::from_millis(settings.flush_ms);
+        let recordings = Recordings::start(&data, settings.recordings, flush).expect("the system starts one more thread");
+        let (later, waiting) = tokio::sync::mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            audio,
+            conversations,
+            bus: bus.clone(),
+            uploads: Arc::new(Semaphore::new(settings.max_uploads)),
+            settings,
+            recordings,
+            watermarks: Arc::default(),
+            live: Mutex::default(),
+            opening: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
+            leaving: CancellationToken::new(),
+            later,
+        });
+        tokio::spawn(shared.watermarks.clone().listen(bus));
+        tokio::spawn(recovery::finish_later(Arc::downgrade(&shared), waiting));
+        Arc::new(Self { shared })
     }
 
     /// Routes: `/v1/stream`, `/v1/listen`, `/v1/conversations/{id}/recording`. Before any scope that also covers `/v1`.
-    pub fn configure(self: &Arc<Self>, _routes: &mut web::ServiceConfig) {}
+    pub fn configure(self: &Arc<Self>, routes: &mut web::ServiceConfig) {
+        routes
+            .app_data(web::Data::from(self.clone()))
+            .service(web::resource("/v1/stream").get(native::stream))
+            .service(
+                web::resource("/v1/listen")
+                    .get(deepgram::live::listen)
+                    .post(deepgram::prerecorded::transcribe)
+                    .app_data(web::PayloadConfig::new(self.shared.settings.max_upload_bytes)),
+            )
+            .service(web::resource("/v1/conversations/{id}/recording").get(playback::recording).head(playback::recording));
+    }
 
     /// Finishes what an earlier run of this process left open. Returns when nothing is left to do.
-    pub async fn recover(&self) {}
+    pub async fn recover(&self) {
+        recovery::recover(&self.shared).await
+    }
 
     /// Tells callers to come back later, and waits until what was heard is committed.
-    pub async fn drain(&self, _limit: Duration) {}
+    pub async fn drain(&self, limit: Duration) {
+        self.shared.leaving.cancel();
+        let until = tokio::time::Instant::now() + limit;
+        let all = || self.shared.live.lock().values().cloned().collect::<Vec<_>>();
+        all().iter().for_each(|conversation| conversation.leave());
+        let waits = |conversation: &Arc<Conversation>| !conversation.opening.source.is_resumable() || !conversation.is_committed();
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        while all().iter().any(waits) && tokio::time::Instant::now() < until {
+            tick.tick().await;
+        }
+        self.shared.recordings.flush().await;
+        let left = all();
+        for conversation in left.iter().filter(|c| c.opening.source.is_resumable()) {
+            if let Err(error) = self.shared.recordings.mark_complete(conversation.id()) {
+                warn!(conversation = %conversation.id(), %error, "the recording's state cannot be written");
+            }
+        }
+        info!(left_open = left.len(), uncommitted = left.iter().filter(|c| !c.is_committed()).count(), "ingest drained");
+    }
 
     /// Conversations open now.
     pub fn live(&self) -> usize {
-        0
+        self.shared.live.lock().len()
+    }
+
+    /// Whether there is sound of a conversation to play. Looks at one file.
+    pub fn has_recording(&self, id: ConversationId) -> bool {
+        self.shared.recordings.has(id)
+    }
+
+    /// Whether new conversations are recorded.
+    pub fn records(&self) -> bool {
+        self.shared.recordings.are_on()
     }
 }

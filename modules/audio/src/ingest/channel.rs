@@ -1,0 +1,785 @@
+//! One channel of a conversation: audio in, segments out to the bus, until everything received is committed.
+//!
+//! - What is not committed stays: audio in [`Kept`], segments in [`Journal`]; whichever of engine, bus or record fails, it is done again.
+//! - A new audio session goes on where the last segment ended, under the same epoch: nothing outside this process has seen what the failed
+//!   one was about to say. Only when the record disagrees is the channel attached to anew.
+//! - Nothing here waits for a socket.
+
+use super::{
+    Shared,
+    audience::{Audience, Event, Final, Partial},
+    journal::Journal,
+    metrics as names,
+    recording::ChannelLog,
+    resume::Kept,
+    session::Opening,
+    watermarks::Follow,
+};
+use bytes::Bytes;
+use contracts::{
+    CallCx, CallError, ChannelIndex, ConversationId, Epoch, ErrorKind, SamplePos, SampleRate, TraceCx, UtteranceId,
+    audio::{ChannelSpec, EventRx, FrameTx, HeardSegment, SegmentBody, Session, SpeechEvent, StreamSpec, Word},
+    conversation::{Attach, Attached, ChannelView, ConversationState, Segment},
+    redaction,
+    signal::{Committed, LiveBody, UTTERANCES},
+};
+use futures::future::BoxFuture;
+use metrics::{counter, histogram};
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+/// Messages between the socket and the channel.
+const INPUTS: usize = 16;
+/// How often what is due is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a segment waits for its commit before the record is asked.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+const ASK_BUDGET: Duration = Duration::from_secs(2);
+const OPEN_BUDGET: Duration = Duration::from_secs(5);
+const PUBLISH_BUDGET: Duration = Duration::from_secs(2);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Sessions that may fail at the same stretch of audio before it is given up as a gap.
+const POISON: u32 = 3;
+
+/// What a socket sends to a channel, in order.
+pub(super) enum Input {
+    /// `pos` absent: it continues.
+    Audio {
+        pos: Option<SamplePos>,
+        data: Bytes,
+    },
+    Finalize {
+        token: u32,
+    },
+    /// No more audio. `lost`: what followed is known to be missing, and why.
+    Finish {
+        lost: Option<(Duration, &'static str)>,
+    },
+}
+
+/// Where the channel stands, readable from outside.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub(super) attached: Attached,
+    pub(super) received: SamplePos,
+    /// Taken in by the engine.
+    pub(super) consumed: SamplePos,
+    /// Published as segments; more than `attached.safe` while something is not committed.
+    pub(super) heard: SamplePos,
+}
+
+/// The rest of the program's side.
+pub(super) struct Door {
+    pub(super) spec: ChannelSpec,
+    pub(super) input: mpsc::Sender<Input>,
+    standing: Arc<Mutex<Standing>>,
+}
+
+impl Door {
+    pub(super) fn standing(&self) -> Standing {
+        *self.standing.lock()
+    }
+}
+
+/// How a channel ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Everything received is committed.
+    Done,
+    /// Another process attached to the channel, or closed the conversation.
+    Superseded,
+    Failed(CallError),
+}
+
+pub(super) struct Channel {
+    shared: Arc<Shared>,
+    audience: Arc<Audience>,
+    opening: Arc<Opening>,
+    spec: ChannelSpec,
+    input: mpsc::Receiver<Input>,
+    standing: Arc<Mutex<Standing>>,
+    follow: Follow,
+    log: Option<Arc<ChannelLog>>,
+
+    kept: Kept,
+    journal: Journal,
+    epoch: Epoch,
+    /// Number and start of the next segment.
+    next_seq: u64,
+    heard: SamplePos,
+    /// Told to the socket; what is heard a second time, after attaching anew, is not told twice.
+    told: SamplePos,
+
+    frames: Option<FrameTx>,
+    events: Option<EventRx>,
+    reopening: Option<BoxFuture<'static, Result<Session, CallError>>>,
+    asking: Option<BoxFuture<'static, Result<(ConversationState, ChannelView), CallError>>>,
+    asked: Instant,
+    ask_every: Duration,
+    trouble: Option<Trouble>,
+    attach_anew: bool,
+    publish_again: Option<Instant>,
+
+    finalizes: VecDeque<Finalize>,
+    finish: Option<Option<(Duration, &'static str)>>,
+    /// Every event has been read.
+    all_heard: bool,
+
+    utterance: Option<Open>,
+    /// Where the speech that is going on began.
+    started: Option<SamplePos>,
+    talking: bool,
+    lag: Duration,
+    lag_told: Instant,
+    arrivals: Arrivals,
+}
+
+struct Finalize {
+    at: SamplePos,
+    token: u32,
+    passed_on: bool,
+}
+
+struct Trouble {
+    since: Instant,
+    tries: u32,
+    retry_at: Instant,
+    /// Failures with everything before this sample heard.
+    at: SamplePos,
+    at_same: u32,
+}
+
+/// The utterance being spoken, of which a partial was shown.
+struct Open {
+    seq: u64,
+    rev: u32,
+    trace: TraceCx,
+}
+
+/// What happened next.
+enum Step {
+    Input(Option<Input>),
+    Fed(Result<(), CallError>),
+    Heard(Option<Result<SpeechEvent, CallError>>),
+    Reopened(Result<Session, CallError>),
+    Mark(Committed),
+    Asked(Result<(ConversationState, ChannelView), CallError>),
+    Tick,
+}
+
+/// What a channel starts with.
+pub(super) struct Start {
+    pub(super) shared: Arc<Shared>,
+    pub(super) audience: Arc<Audience>,
+    pub(super) opening: Arc<Opening>,
+    pub(super) spec: ChannelSpec,
+    pub(super) attached: Attached,
+    pub(super) session: Session,
+    pub(super) follow: Follow,
+    pub(super) log: Option<Arc<ChannelLog>>,
+}
+
+impl Channel {
+    pub(super) fn new(start: Start) -> (Self, Door) {
+        let Start { shared, audience, opening, spec, attached, session, follow, log } = start;
+        let (tx, input) = mpsc::channel(INPUTS);
+        let settings = &shared.settings;
+        let max_gap = spec.rate.samples_in(Duration::from_millis(settings.max_gap_ms));
+        let kept = Kept::new(spec.encoding.bytes_per_sample(), attached.safe, spec.rate.samples_in(settings.keep()), max_gap);
+        let standing = Standing { attached, received: attached.safe, consumed: attached.safe, heard: attached.safe };
+        let standing = Arc::new(Mutex::new(standing));
+        let door = Door { spec: spec.clone(), input: tx, standing: standing.clone() };
+        let now = Instant::now();
+        let channel = Self {
+            shared,
+            audience,
+            opening,
+            spec,
+            input,
+            standing,
+            follow,
+            log,
+            kept,
+            journal: Journal::default(),
+            epoch: attached.epoch,
+            next_seq: attached.next_seq,
+            heard: attached.safe,
+            told: attached.safe,
+            frames: Some(session.frames),
+            events: Some(session.events),
+            reopening: None,
+            asking: None,
+            asked: now,
+            ask_every: ASK_AFTER,
+            trouble: None,
+            attach_anew: false,
+            publish_again: None,
+            finalizes: VecDeque::new(),
+            finish: None,
+            all_heard: false,
+            utterance: None,
+            started: None,
+            talking: false,
+            lag: Duration::ZERO,
+            lag_told: now,
+            arrivals: Arrivals::default(),
+        };
+        (channel, door)
+    }
+
+    /// Takes in what an earlier run recorded and nobody committed. Not for an async thread: reads the disk.
+    pub(super) fn preload(&mut self) -> std::io::Result<()> {
+        let Some(log) = self.log.clone() else { return Ok(()) };
+        loop {
+            let data = log.read(self.kept.received(), u64::from(self.spec.rate.hz()))?;
+            if data.is_empty() || self.kept.is_full() {
+                return Ok(());
+            }
+            let part = self.kept.new_part(None, data.into()).map_err(std::io::Error::other)?;
+            part.iter().for_each(|frame| self.kept.push(frame));
+            self.standing.lock().received = self.kept.received();
+        }
+    }
+
+    fn id(&self) -> ConversationId {
+        self.opening.id
+    }
+
+    fn index(&self) -> ChannelIndex {
+        self.spec.index
+    }
+
+    fn rate(&self) -> SampleRate {
+        self.spec.rate
+    }
+
+    fn cx(&self, budget: Duration) -> CallCx {
+        CallCx::new(budget).for_conversation(self.id()).traced(self.opening.trace.child())
+    }
+
+    pub(super) async fn run(mut self) -> End {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.pass_on_marks();
+            if self.all_heard && self.journal.is_empty() {
+                return End::Done;
+            }
+            let outcome = match self.step(&mut tick).await {
+                Step::Input(Some(input)) => self.take(input),
+                // Nobody can send any more: the same as an end without a word.
+                Step::Input(None) => {
+                    self.finish = Some(None);
+                    Ok(())
+                }
+                Step::Fed(Ok(())) => Ok(()),
+                Step::Fed(Err(error)) => self.failed(error).await,
+                Step::Heard(Some(Ok(event))) => self.hear(event).await,
+                Step::Heard(Some(Err(error))) => self.failed(error).await,
+                Step::Heard(None) => self.events_ended().await,
+                Step::Reopened(Ok(session)) => {
+                    debug!(conversation = %self.id(), channel = %self.index(), heard = %self.heard, "audio session opened again");
+                    (self.frames, self.events) = (Some(session.frames), Some(session.events));
+                    Ok(())
+                }
+                Step::Reopened(Err(error)) => self.failed(error).await,
+                Step::Mark(mark) => self.committed(mark.epoch, mark.next_seq, mark.safe),
+                Step::Asked(Ok((state, view))) => self.answered(state, view),
+                Step::Asked(Err(error)) => {
+                    debug!(conversation = %self.id(), %error, "the record does not answer");
+                    self.ask_every = (self.ask_every * 2).min(LAST_RETRY);
+                    Ok(())
+                }
+                Step::Tick => self.tick().await,
+            };
+            if let Err(end) = outcome {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for the next thing to do. Every branch is cancel-safe: `send_at` hands over a piece or nothing.
+    async fn step(&mut self, tick: &mut tokio::time::Interval) -> Step {
+        let most = self.spec.rate.hz() as u64 / 10;
+        let Self { input, kept, frames, events, reopening, asking, follow, finalizes, journal, finish, .. } = self;
+        let open_end = finalizes.iter().find(|f| !f.passed_on).map_or(SamplePos(u64::MAX), |f| f.at);
+        let piece = frames.as_ref().and_then(|frames| kept.next(frames.position(), open_end, most));
+        let feeding = piece.is_some();
+        let feed = async {
+            match (frames, piece) {
+                (Some(frames), Some(piece)) => frames.send_at(piece).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            input = input.recv(), if finish.is_none() && !kept.is_full() => Step::Input(input),
+            fed = feed, if feeding => Step::Fed(fed),
+            event = next_of(events), if events_wanted(journal) => Step::Heard(event),
+            session = poll_of(reopening) => Step::Reopened(session),
+            answer = poll_of(asking) => Step::Asked(answer),
+            mark = follow.next() => Step::Mark(mark),
+            _ = tick.tick() => Step::Tick,
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), End> {
+        match input {
+            Input::Audio { pos, data } => match self.kept.new_part(pos, data) {
+                Ok(Some(frame)) => {
+                    let samples = frame.data.len() as u64 / self.spec.encoding.bytes_per_sample() as u64;
+                    let ms = self.rate().time_of(samples).as_millis() as u64;
+                    counter!(names::AUDIO_MS, "source" => self.opening.source.name()).increment(ms);
+                    if let Some(log) = &self.log {
+                        log.append(frame.clone()); // before it is decoded
+                    }
+                    self.kept.push(&frame);
+                    self.arrivals.note(self.kept.received());
+                    self.standing.lock().received = self.kept.received();
+                }
+                Ok(None) => {}
+                Err(error) => self.audience.tell(Event::Refused { reason: format!("channel {}: {error}", self.index()) }),
+            },
+            Input::Finalize { token } => self.finalizes.push_back(Finalize { at: self.kept.received(), token, passed_on: false }),
+            Input::Finish { lost } => self.finish = Some(lost),
+        }
+        Ok(())
+    }
+
+    /// Finalize and finish reach the engine after the audio that came before them.
+    fn pass_on_marks(&mut self) {
+        let Some(frames) = &mut self.frames else { return };
+        self.standing.lock().consumed = frames.consumed();
+        for mark in self.finalizes.iter_mut().filter(|mark| !mark.passed_on) {
+            if self.kept.next(frames.position(), mark.at, 1).is_some() {
+                return;
+            }
+            frames.finalize(mark.token);
+            mark.passed_on = true;
+        }
+        if self.finish.is_some() && self.kept.next(frames.position(), SamplePos(u64::MAX), 1).is_none() {
+            self.frames.take().expect("it was there three lines ago").finish();
+        }
+    }
+
+    async fn hear(&mut self, event: SpeechEvent) -> Result<(), End> {
+        match event {
+            SpeechEvent::Started { at } => {
+                self.started = Some(at);
+                self.talks(true).await;
+                self.audience.tell(Event::Started { channel: self.index(), at });
+            }
+            SpeechEvent::Partial { seq, start, end, words, stable_words, .. } => {
+                self.trouble = None;
+                if seq >= self.next_seq {
+                    self.partial(seq, start, end, words, stable_words).await;
+                }
+            }
+            SpeechEvent::Segment(segment) => return self.segment(segment).await,
+            SpeechEvent::Retracted { .. } => self.retract().await,
+            SpeechEvent::Flushed { token } => {
+                self.finalizes.retain(|mark| mark.token != token);
+                self.audience.tell(Event::Flushed { channel: self.index(), token, end: self.heard });
+            }
+        }
+        Ok(())
+    }
+
+    async fn partial(&mut self, seq: u64, start: SamplePos, end: SamplePos, mut words: Vec<Word>, stable_words: usize) {
+        if self.shared.settings.redact {
+            redaction::redact(&mut words);
+        }
+        if self.utterance.as_ref().is_none_or(|open| open.seq != seq) {
+            self.retract().await;
+            histogram!(names::FIRST_PARTIAL_SECONDS).record(self.arrivals.since(self.started.unwrap_or(start)));
+            self.utterance = Some(Open { seq, rev: 0, trace: self.opening.trace.child() });
+        }
+        self.talks(true).await;
+        let open = self.utterance.as_mut().expect("it was set two lines ago");
+        open.rev += 1;
+        let (rev, trace) = (open.rev, open.trace);
+        let utterance = UtteranceId::of(self.id(), self.index(), self.epoch, seq);
+        let (start_ms, end_ms) = (self.rate().ms_at(start), self.rate().ms_at(end));
+        let body = LiveBody::Partial { utterance, rev, start_ms, end_ms, words: words.clone(), stable_words: stable_words as u32 };
+        self.show(trace, body).await;
+        if end > self.told {
+            self.audience.tell(Event::Partial(Partial { channel: self.index(), utterance, rev, start, end, words, stable_words }));
+        }
+    }
+
+    async fn segment(&mut self, segment: HeardSegment) -> Result<(), End> {
+        if segment.seq != self.next_seq || segment.start != self.heard || segment.end < segment.start {
+            let detail = format!(
+                "segment {} from {} to {} does not continue segment {} at {}",
+                segment.seq, segment.start, segment.end, self.next_seq, self.heard
+            );
+            return self.failed(CallError::internal(detail)).await;
+        }
+        self.trouble = None;
+        if segment.start == segment.end {
+            // Takes no range and so cannot be stored; the numbers go on.
+            return self.failed(CallError::internal(format!("segment {} is empty", segment.seq))).await;
+        }
+        self.publish(segment.end, segment.body).await
+    }
+
+    /// Numbers, journals and publishes what comes next on this channel, and tells the socket.
+    async fn publish(&mut self, end: SamplePos, mut body: SegmentBody) -> Result<(), End> {
+        let (seq, start) = (self.next_seq, self.heard);
+        let speech = matches!(body, SegmentBody::Speech(_));
+        let open = self.utterance.take_if(|open| open.seq <= seq);
+        let trace = open.as_ref().map_or_else(|| self.opening.trace.child(), |open| open.trace);
+        if let SegmentBody::Speech(spoken) = &mut body {
+            if self.shared.settings.redact {
+                redaction::redact(&mut spoken.words);
+            }
+            histogram!(names::FINAL_SECONDS).record(self.arrivals.since(spoken.to));
+            counter!(names::FINALS, "source" => self.opening.source.name()).increment(1);
+            info!(
+                conversation = %self.id(), channel = %self.index(), seq, trace_id = %trace.trace_id_hex(), span_id = %format_args!("{:016x}", trace.span_id),
+                start_ms = self.rate().ms_at(start), end_ms = self.rate().ms_at(end), speech_ms = self.rate().time_of(spoken.to.since(spoken.from)).as_millis() as u64,
+                decode_ms = spoken.decode_ms, after_speech_ms = self.arrivals.since(spoken.to).as_millis() as u64, words = spoken.words.len(), "final"
+            );
+        }
+        if !speech && open.is_some() {
+            let utterance = UtteranceId::of(self.id(), self.index(), self.epoch, seq);
+            self.show(trace, LiveBody::Retracted { utterance }).await;
+            self.audience.tell(Event::Retracted { channel: self.index(), utterance });
+        }
+        if let SegmentBody::Gap { reason } = &body {
+            counter!(names::GAP_MS).increment(self.rate().time_of(end.since(start)).as_millis() as u64);
+            warn!(
+                conversation = %self.id(), channel = %self.index(), seq, reason, start_ms = self.rate().ms_at(start),
+                end_ms = self.rate().ms_at(end), "gap"
+            );
+        }
+        let pause = match &body {
+            SegmentBody::Speech(spoken) => spoken.speech_final,
+            // Silence may be told after the speech that ended it has begun.
+            _ => self.started.is_none_or(|at| at < end),
+        };
+        let segment = Segment { conversation: self.id(), channel: self.index(), epoch: self.epoch, seq, start, end, body, trace };
+        self.journal.push(&segment);
+        self.next_seq += 1;
+        self.heard = end;
+        self.standing.lock().heard = end;
+        self.arrivals.forget(end);
+        self.send().await;
+        self.tell_segment(segment);
+        if pause && self.utterance.is_none() {
+            self.started = None;
+            self.talks(false).await;
+        }
+        Ok(())
+    }
+
+    fn tell_segment(&mut self, segment: Segment) {
+        let utterance = segment.utterance_id();
+        let Segment { channel, seq, start, end, trace, body, .. } = segment;
+        let told = self.told;
+        self.told = told.max(end);
+        if end <= told {
+            return;
+        }
+        self.audience.tell(match body {
+            SegmentBody::Speech(mut spoken) => {
+                let told_ms = self.rate().ms_at(told);
+                if start < told {
+                    spoken.words.retain(|word| u64::from(word.start_ms) >= told_ms);
+                }
+                Event::Final(Final { channel, utterance, seq, end, spoken, trace })
+            }
+            SegmentBody::Silence => Event::Silence { channel, end },
+            SegmentBody::Gap { reason } => Event::Gap { channel, start: start.max(told), end, reason },
+        });
+    }
+
+    /// Hands the bus what it has not taken.
+    async fn send(&mut self) {
+        let entries = self.journal.unsent();
+        if entries.is_empty() {
+            return;
+        }
+        let from = Instant::now();
+        match tokio::time::timeout(PUBLISH_BUDGET, self.shared.bus.publish(UTTERANCES, entries)).await {
+            Ok(Ok(())) => {
+                self.journal.mark_sent(Instant::now());
+                self.publish_again = None;
+                histogram!(names::PUBLISH_SECONDS).record(from.elapsed());
+            }
+            Ok(Err(error)) => {
+                warn!(conversation = %self.id(), channel = %self.index(), %error, "cannot publish; it is kept");
+                self.publish_again = Some(Instant::now() + TICK);
+            }
+            Err(_) => {
+                warn!(conversation = %self.id(), channel = %self.index(), "the bus does not answer; segments are kept");
+                self.publish_again = Some(Instant::now() + ASK_AFTER);
+            }
+        }
+    }
+
+    async fn retract(&mut self) {
+        if let Some(open) = self.utterance.take() {
+            let utterance = UtteranceId::of(self.id(), self.index(), self.epoch, open.seq);
+            self.show(open.trace, LiveBody::Retracted { utterance }).await;
+            self.audience.tell(Event::Retracted { channel: self.index(), utterance });
+        }
+        self.started = None;
+        self.talks(false).await;
+    }
+
+    async fn talks(&mut self, talking: bool) {
+        if self.talking != talking {
+            self.talking = talking;
+            self.show(self.opening.trace, LiveBody::Activity { talking }).await;
+        }
+    }
+
+    async fn show(&mut self, trace: TraceCx, body: LiveBody) {
+        self.opening.show(&self.shared, self.index(), trace, body).await;
+    }
+
+    async fn events_ended(&mut self) -> Result<(), End> {
+        let finishing = self.finish.is_some() && self.frames.is_none();
+        if !finishing {
+            return self.failed(CallError::unavailable("the audio module ended the session early")).await;
+        }
+        self.events = None;
+        self.retract().await;
+        if self.heard < self.kept.received() {
+            let end = self.kept.received();
+            self.publish(end, SegmentBody::Gap { reason: "could not be heard".into() }).await?;
+        }
+        if let Some(Some((lost, why))) = self.finish {
+            let end = self.heard + self.rate().samples_in(lost).max(1);
+            self.publish(end, SegmentBody::Gap { reason: why.into() }).await?;
+        }
+        for mark in std::mem::take(&mut self.finalizes) {
+            self.audience.tell(Event::Flushed { channel: self.index(), token: mark.token, end: self.heard });
+        }
+        self.all_heard = true;
+        self.audience.tell(Event::Heard { channel: self.index(), end: self.heard });
+        Ok(())
+    }
+
+    /// The audio session is lost: what it had not said is heard again.
+    async fn failed(&mut self, error: CallError) -> Result<(), End> {
+        let sent = self.frames.take().map(|frames| frames.position());
+        self.events = None;
+        self.reopening = None;
+        self.retract().await;
+        for mark in &mut self.finalizes {
+            mark.passed_on = false;
+        }
+        counter!(names::AUDIO_FAILURES, "kind" => error.kind.name()).increment(1);
+        let (id, channel, rate, heard) = (self.id(), self.index(), self.rate(), self.heard);
+        let now = Instant::now();
+        let trouble = self.trouble.get_or_insert(Trouble { since: now, tries: 0, retry_at: now, at: heard, at_same: 0 });
+        trouble.tries += 1;
+        let wait = (FIRST_RETRY * 2u32.saturating_pow(trouble.tries - 1)).min(LAST_RETRY);
+        trouble.retry_at = now + wait;
+        let patience = Duration::from_millis(self.shared.settings.audio_patience_ms);
+        if let Some(sent) = sent {
+            trouble.at_same = if trouble.at == heard { trouble.at_same + 1 } else { 1 };
+            trouble.at = heard;
+            let answered = matches!(error.kind, ErrorKind::Panicked | ErrorKind::InvalidInput | ErrorKind::Internal);
+            if trouble.at_same >= if answered { POISON } else { 2 * POISON } && sent > heard {
+                error!(
+                    conversation = %id, %channel, %error, start_ms = rate.ms_at(heard),
+                    end_ms = rate.ms_at(sent), "this audio makes the engine fail; it is passed over"
+                );
+                trouble.at_same = 0;
+                return self.publish(sent, SegmentBody::Gap { reason: "could not be heard".into() }).await;
+            }
+        }
+        if now.duration_since(trouble.since) >= patience {
+            error!(conversation = %id, %channel, %error, tries = trouble.tries, "hearing failed for good");
+            return Err(End::Failed(error));
+        }
+        warn!(
+            conversation = %id, %channel, %error, kind = error.kind.name(), tries = trouble.tries,
+            retry_ms = wait.as_millis() as u64, "audio session lost; trying again"
+        );
+        Ok(())
+    }
+
+    fn reopen(&mut self) {
+        let spec = self.opening.stream(&self.spec, self.heard, self.next_seq);
+        let shared = self.shared.clone();
+        let cx = self.cx(OPEN_BUDGET);
+        self.reopening = Some(Box::pin(open(shared, cx, spec)));
+    }
+
+    /// The record holds something else than what was sent: begins again from what it has.
+    async fn attach(&mut self) -> Result<(), End> {
+        let request = Attach { conversation: self.id(), channel: self.index() };
+        let attached = match self.shared.conversations.attach(self.cx(OPEN_BUDGET), request).await {
+            Ok(attached) => attached,
+            Err(error) if matches!(error.kind, ErrorKind::Conflict | ErrorKind::NotFound) => return Err(End::Failed(error)),
+            Err(error) => return self.failed(error).await,
+        };
+        if attached.safe < self.kept.safe() {
+            let detail = format!("the record went back from {} to {}", self.kept.safe(), attached.safe);
+            return Err(End::Failed(CallError::internal(detail)));
+        }
+        self.attach_anew = false;
+        self.journal.clear();
+        (self.epoch, self.next_seq, self.heard) = (attached.epoch, attached.next_seq, attached.safe);
+        self.kept.trim(attached.safe);
+        self.standing.lock().attached = attached;
+        self.reopen();
+        Ok(())
+    }
+
+    /// The record says how far it is.
+    fn committed(&mut self, epoch: Epoch, next_seq: u64, safe: SamplePos) -> Result<(), End> {
+        if epoch > self.epoch {
+            return Err(End::Superseded);
+        }
+        if epoch < self.epoch {
+            return Ok(());
+        }
+        match self.journal.confirm(next_seq, safe, Instant::now()) {
+            Ok(waits) if waits.is_empty() => Ok(()),
+            Ok(waits) => {
+                self.ask_every = ASK_AFTER;
+                for wait in waits {
+                    histogram!(names::COMMIT_SECONDS).record(wait);
+                }
+                self.kept.trim(safe);
+                self.standing.lock().attached = Attached { epoch, safe, next_seq };
+                self.audience.tell(Event::Safe { channel: self.index(), epoch, pos: safe });
+                Ok(())
+            }
+            Err(disagreement) => {
+                error!(conversation = %self.id(), channel = %self.index(), %disagreement, "attaching anew");
+                self.attach_anew = true;
+                self.frames = None;
+                self.events = None;
+                self.reopening = None;
+                self.all_heard = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn answered(&mut self, state: ConversationState, view: ChannelView) -> Result<(), End> {
+        let Attached { epoch, safe, next_seq } = view.attached;
+        self.committed(epoch, next_seq, safe)?;
+        if state != ConversationState::Live && !self.journal.is_empty() {
+            warn!(conversation = %self.id(), channel = %self.index(), "the conversation was closed while segments were under way");
+            return Err(End::Superseded);
+        }
+        Ok(())
+    }
+
+    async fn tick(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        let idle = self.frames.is_none() && self.events.is_none() && self.reopening.is_none() && !self.all_heard;
+        if idle && self.trouble.as_ref().is_none_or(|trouble| now >= trouble.retry_at) {
+            if self.attach_anew {
+                self.retract().await;
+                self.attach().await?;
+            } else {
+                self.reopen();
+            }
+        }
+        if self.publish_again.is_some_and(|at| now >= at) {
+            self.send().await;
+        }
+        let waiting = self.journal.waiting(now);
+        if waiting >= self.shared.settings.republish() {
+            let again = self.journal.send_again();
+            counter!(names::REPUBLISHED).increment(again as u64);
+            warn!(conversation = %self.id(), channel = %self.index(), segments = again, "not committed in time; published again");
+            self.send().await;
+        }
+        if waiting >= ASK_AFTER && self.asking.is_none() && now.duration_since(self.asked) >= self.ask_every {
+            self.asked = now;
+            self.asking = Some(Box::pin(ask(self.shared.clone(), self.cx(ASK_BUDGET), self.id(), self.index())));
+        }
+        self.tell_lag(now).await;
+        Ok(())
+    }
+
+    /// How much of what was received the engine has not taken in.
+    async fn tell_lag(&mut self, now: Instant) {
+        let consumed = self.frames.as_ref().map_or(self.heard, |frames| frames.consumed().max(self.heard));
+        let behind = if self.all_heard { 0 } else { self.kept.received().since(consumed) };
+        let lag = self.rate().time_of(behind);
+        let changed = lag.abs_diff(self.lag) >= Duration::from_millis(100);
+        if changed && now.duration_since(self.lag_told) >= Duration::from_millis(500) {
+            self.lag = lag;
+            self.lag_told = now;
+            self.show(self.opening.trace, LiveBody::Lag { ms: lag.as_millis() as u32 }).await;
+        }
+    }
+}
+
+fn events_wanted(journal: &Journal) -> bool {
+    !journal.is_full()
+}
+
+async fn next_of(events: &mut Option<EventRx>) -> Option<Result<SpeechEvent, CallError>> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Polls a future that stays where it is when this one is dropped, and is gone when it is done.
+async fn poll_of<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
+    let Some(future) = slot else { return std::future::pending().await };
+    let done = future.await;
+    *slot = None;
+    done
+}
+
+async fn open(shared: Arc<Shared>, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+    tokio::time::timeout(OPEN_BUDGET, shared.audio.open(cx, spec)).await.unwrap_or_else(|_| Err(CallError::deadline()))
+}
+
+async fn ask(
+    shared: Arc<Shared>,
+    cx: CallCx,
+    id: ConversationId,
+    channel: ChannelIndex,
+) -> Result<(ConversationState, ChannelView), CallError> {
+    let view =
+        tokio::time::timeout(ASK_BUDGET, shared.conversations.conversation(cx, id)).await.unwrap_or_else(|_| Err(CallError::deadline()))?;
+    let found = view.channels.into_iter().find(|c| c.spec.index == channel);
+    found.map(|c| (view.conversation.state, c)).ok_or_else(|| CallError::internal(format!("{id} has no channel {channel} in the record")))
+}
+
+/// When which sample came in: for measuring what a speaker waits for.
+#[derive(Default)]
+struct Arrivals(VecDeque<(SamplePos, Instant)>);
+
+impl Arrivals {
+    /// Everything before `end` is here now. Entries closer than 20 ms are one.
+    fn note(&mut self, end: SamplePos) {
+        let now = Instant::now();
+        match self.0.back_mut() {
+            Some((last, at)) if now.duration_since(*at) < Duration::from_millis(20) => *last = end,
+            _ => self.0.push_back((end, now)),
+        }
+    }
+
+    /// How long ago the sample before `pos` came in.
+    fn since(&self, pos: SamplePos) -> Duration {
+        let at = self.0.partition_point(|(end, _)| *end < pos);
+        self.0.get(at).map_or(Duration::ZERO, |(_, at)| at.elapsed())
+    }
+
+    fn forget(&mut self, before: SamplePos) {
+        while self.0.front().is_some_and(|(end, _)| *end <= before) {
+            self.0.pop_front();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Segments of one channel that were made and are not committed yet. The bus may lose anything; what stands here is published again.
+//!
+//! Invariants: entries have consecutive numbers; an entry leaves only when the record says that its range is committed.
+
+use bytes::Bytes;
+use contracts::{SamplePos, TraceCx, conversation::Segment};
+use platform::bus::NewEntry;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// With this many unconfirmed segments no more events are read, so the engine stops and the caller's socket fills.
+pub(super) const MOST: usize = 256;
+
+#[derive(Default)]
+pub(super) struct Journal {
+    entries: VecDeque<Entry>,
+    /// Entries at the front that the bus has taken.
+    sent: usize,
+}
+
+struct Entry {
+    seq: u64,
+    end: SamplePos,
+    trace: TraceCx,
+    key: String,
+    payload: Bytes,
+    made: Instant,
+    sent: Option<Instant>,
+}
+
+/// The record holds something else than what was made here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the record stands at segment {next_seq}, sample {safe}, which is no boundary of what was sent")]
+pub(super) struct Disagreement {
+    next_seq: u64,
+    safe: SamplePos,
+}
+
+impl Journal {
+    pub(super) fn push(&mut self, segment: &Segment) {
+        let payload = serde_json::to_vec(segment).expect("a segment has string keys only and no foreign serializer");
+        self.entries.push_back(Entry {
+            seq: segment.seq,
+            end: segment.end,
+            trace: segment.trace,
+            key: segment.conversation.to_string(),
+            payload: payload.into(),
+            made: Instant::now(),
+            sent: None,
+        });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.entries.len() >= MOST
+    }
+
+    /// What the bus has not taken, in order.
+    pub(super) fn unsent(&self) -> Vec<NewEntry> {
+        let entries = self.entries.iter().skip(self.sent);
+        entries.map(|e| NewEntry { key: e.key.clone(), payload: e.payload.clone(), trace: e.trace }).collect()
+    }
+
+    pub(super) fn mark_sent(&mut self, now: Instant) {
+        for entry in self.entries.iter_mut().skip(self.sent) {
+            entry.sent = Some(now);
+        }
+        self.sent = self.entries.len();
+    }
+
+    /// How long the oldest entry has been on the bus without being committed.
+    pub(super) fn waiting(&self, now: Instant) -> Duration {
+        self.entries.front().and_then(|e| e.sent).map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent))
+    }
+
+    /// Everything is to be published again; returns how many had been.
+    pub(super) fn send_again(&mut self) -> usize {
+        for entry in &mut self.entries {
+            entry.sent = None;
+        }
+        std::mem::take(&mut self.sent)
+    }
+
+    /// The record is at `next_seq` and `safe`: drops what that covers, and tells how long each took since it was made.
+    pub(super) fn confirm(&mut self, next_seq: u64, safe: SamplePos, now: Instant) -> Result<Vec<Duration>, Disagreement> {
+        let Some(first) = self.entries.front() else { return Ok(vec![]) };
+        if next_seq <= first.seq {
+            return Ok(vec![]); // old news
+        }
+        let covered = (next_seq - first.seq) as usize;
+        if covered > self.entries.len() || self.entries[covered - 1].end != safe {
+            return Err(Disagreement { next_seq, safe });
+        }
+        self.sent = self.sent.saturating_sub(covered);
+        Ok(self.entries.drain(..covered).map(|e| now.saturating_duration_since(e.made)).collect())
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contracts::{ChannelIndex, ConversationId, Epoch, audio::SegmentBody};
+
+    fn journal(seqs: std::ops::Range<u64>) -> Journal {
+        let mut journal = Journal::default();
+        for seq in seqs {
+            journal.push(&Segment {
+                conversation: ConversationId::from_u128(1),
+                channel: ChannelIndex(0),
+                epoch: Epoch(1),
+                seq,
+                start: SamplePos(seq * 10),
+                end: SamplePos(seq * 10 + 10),
+                body: SegmentBody::Silence,
+                trace: TraceCx::root(),
+            });
+        }
+        journal
+    }
+
+    #[test]
+    fn what_is_committed_leaves_and_the_rest_is_published_again_in_order() {
+        let mut journal = journal(3..7);
+        assert_eq!(journal.unsent().len(), 4);
+        journal.mark_sent(Instant::now());
+        assert!(journal.unsent().is_empty());
+        assert_eq!(journal.confirm(5, SamplePos(50), Instant::now()).unwrap().len(), 2);
+        assert_eq!(journal.confirm(4, SamplePos(40), Instant::now()).unwrap().len(), 0, "old news drops nothing");
+        assert_eq!(journal.send_again(), 2);
+        let seqs: Vec<u64> = journal.unsent().iter().map(|e| serde_json::from_slice::<Segment>(&e.payload).unwrap().seq).collect();
+        assert_eq!(seqs, [5, 6]);
+        journal.confirm(7, SamplePos(70), Instant::now()).unwrap();
+        assert!(journal.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_holds_other_ranges_is_noticed() {
+        assert!(journal(0..3).confirm(2, SamplePos(19), Instant::now()).is_err());
+        assert!(journal(0..3).confirm(9, SamplePos(90), Instant::now()).is_err());
+    }
+
+    #[test]
+    fn only_what_the_bus_has_taken_can_be_overdue() {
+        let mut journal = journal(0..2);
+        let later = Instant::now() + Duration::from_secs(9);
+        assert_eq!(journal.waiting(later), Duration::ZERO);
+        journal.mark_sent(Instant::now());
+        assert!(journal.waiting(later) > Duration::from_secs(8));
+    }
+}
