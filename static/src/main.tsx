@@ -5,7 +5,7 @@ import { useEffect } from 'preact/hooks';
 import { Link, Route, Switch, useLocation } from 'wouter-preact';
 import { CallPage } from './call/page';
 import { ConversationsPage } from './conversations/page';
-import { feed } from './live/feed';
+import { feed, link } from './live/feed';
 import { m } from './messages';
 import { Icon, type IconName } from './parts/icon';
 import { SearchPage } from './search/page';
@@ -62,7 +62,7 @@ function Shell() {
         <ThemeSwitch />
       </header>
       <LinkBanner />
-      <main id="main" tabIndex={-1}>
+      <main id="main" tabIndex={-1} data-link={link.value.state}>
         <Switch>
           <Route path="/" component={WallPage} />
           <Route path="/conversations/:id">{({ id }) => <CallPage key={id} id={id} />}</Route>

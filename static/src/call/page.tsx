@@ -114,7 +114,7 @@ function Head({ call, reading }: { call: Call; reading: Reading }) {
           <span class="number">
             {live ? clock(now.value - Date.parse(conversation.started_at)) : clock(conversation.duration_ms)}
           </span>
-          <span>{m.call.started(dateAndTime(conversation.started_at))}</span>
+          <span class="when">{m.call.started(dateAndTime(conversation.started_at))}</span>
           {live && <Talking tile={shown} />}
           {live && <Lag tile={shown} />}
           {conversation.tags.map((tag) => (
@@ -133,7 +133,7 @@ function Head({ call, reading }: { call: Call; reading: Reading }) {
         </button>
         <details class="menu">
           <summary class="button">
-            <Icon name="export" /> {m.call.export}
+            <Icon name="export" /> <span>{m.call.export}</span>
           </summary>
           <ul>
             {(Object.keys(m.call.exports) as (keyof typeof m.call.exports)[]).map((format) => (

@@ -94,7 +94,7 @@ export function Timeline({ call, reading, playable }: { call: Call; drawn: numbe
           {lanes.map((lane) => (
             <rect key={lane.channel} class="lane" x="0" y={laneY(lane.channel)} width={width} height={LANE} rx="3" />
           ))}
-          {silences(spoken, lastEnd, SILENCE_MS).map(({ from, to }) => (
+          {silences([...spoken, ...partials], lastEnd, SILENCE_MS).map(({ from, to }) => (
             <g key={from}>
               <rect class="silence" x={x(from)} y={TOP} width={x(to) - x(from)} height={lanesHeight} />
               {x(to) - x(from) > 52 && (

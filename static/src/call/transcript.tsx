@@ -110,7 +110,7 @@ export function Transcript({ call, drawn, reading, playable }: Props) {
         {call.forgotten > 0 && <p class="muted small">{m.call.forgotten(call.forgotten)}</p>}
         {turns.length === 0 && partials.length === 0 && <p class="empty muted">{live ? m.call.noWords : m.call.noWordsEnded}</p>}
         {turns.map((turn) => (
-          <Line key={turn.utterance.id} turn={turn} reading={reading} />
+          <Line key={turn.utterance.id} turn={turn} reading={reading} playable={playable} />
         ))}
         {partials.map((partial) => (
           <Growing key={partial.utterance_id} partial={partial} />
@@ -163,7 +163,7 @@ function useRanges(read: () => { from: number; to: number }[]): Set<number> {
   return new Set(text === '' ? [] : text.split(' ').map(Number));
 }
 
-function Line({ turn, reading }: { turn: Turn; reading: Reading }) {
+function Line({ turn, reading, playable }: { turn: Turn; reading: Reading; playable: boolean }) {
   const { utterance } = turn;
   const id = utterance.id;
   const evidence = useRanges(() =>
@@ -177,10 +177,10 @@ function Line({ turn, reading }: { turn: Turn; reading: Reading }) {
   });
   const heard = useComputed(() => reading.heard.value[id]).value;
 
-  if (utterance.kind === 'gap') return <GapLine utterance={utterance} />;
+  if (utterance.kind === 'gap') return <GapLine utterance={utterance} reading={reading} playable={playable} />;
   return (
     <div class={`line ${utterance.role}${heard === undefined ? '' : ' heard'}`} data-testid="final" data-utterance={id}>
-      <Speaker utterance={utterance} reading={reading} />
+      <Speaker utterance={utterance} reading={playable ? reading : undefined} />
       <p class="said">
         {utterance.words.length === 0
           ? utterance.text
@@ -210,12 +210,12 @@ function wordClass(evidence: boolean, hit: boolean, current: boolean, heard: boo
   return names.length > 0 ? names.join(' ') : undefined;
 }
 
-function Speaker({ utterance, reading }: { utterance: Utterance | Partial; reading?: Reading }) {
+function Speaker({ utterance, reading }: { utterance: Utterance | Partial; reading?: Reading | undefined }) {
   const time = clock(utterance.start_ms);
   return (
     <div class="speaker">
       <span class={`who ${utterance.role}`}>{utterance.role === 'unknown' ? m.speaker(m.role.unknown, utterance.channel) : m.role[utterance.role]}</span>
-      {reading?.seek ? (
+      {reading ? (
         <button type="button" class="time number" title={m.call.seek(time)} onClick={() => reading.seek?.(utterance.start_ms, true)}>
           {time}
         </button>
@@ -241,11 +241,11 @@ function Growing({ partial }: { partial: Partial }) {
   );
 }
 
-function GapLine({ utterance }: { utterance: Utterance }) {
+function GapLine({ utterance, reading, playable }: { utterance: Utterance; reading: Reading; playable: boolean }) {
   const why = utterance.reason ?? 'unknown';
   return (
     <div class="line gap" data-testid="gap" data-utterance={utterance.id}>
-      <Speaker utterance={utterance} />
+      <Speaker utterance={utterance} reading={playable ? reading : undefined} />
       <p class="said">
         <Icon name="warning" /> {m.call.lost(inSeconds(utterance.end_ms - utterance.start_ms))}
         <span class="muted"> · {m.call.lostWhy[why] ?? labelled(why).toLowerCase()}</span>

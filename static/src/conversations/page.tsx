@@ -10,6 +10,7 @@ import { clock, dateAndTime, m } from '../messages';
 import { IntentBadge, MoodBadge, StateBadge } from '../parts/badges';
 import { dayEnd, dayStart, useQuery } from '../parts/query';
 import { useTitle } from '../parts/title';
+import { now } from '../shell/clock';
 import { titleOf } from '../wall/tile';
 
 const TYPING_MS = 350;
@@ -45,7 +46,7 @@ export function ConversationsPage() {
   }, [key, cursor, reachable]);
 
   const filtered = Object.values(query).some((value) => value !== '');
-  const now = answer.value;
+  const shown = answer.value;
   const select = (name: 'state' | 'sentiment', options: Record<string, string>) => (
     <select value={query[name]} onChange={(event) => change({ [name]: event.currentTarget.value })}>
       <option value="">{m.conversations.any}</option>
@@ -87,9 +88,9 @@ export function ConversationsPage() {
         )}
       </form>
 
-      {now.is === 'asking' && <p class="empty muted">{m.loading}</p>}
-      {now.is === 'failed' && <p class="empty">{m.failed(now.why)}</p>}
-      {now.is === 'here' && now.page.data.length === 0 && (
+      {shown.is === 'asking' && <p class="empty muted">{m.loading}</p>}
+      {shown.is === 'failed' && <p class="empty">{m.failed(shown.why)}</p>}
+      {shown.is === 'here' && shown.page.data.length === 0 && (
         <div class="empty">
           <h2>{filtered ? m.conversations.noneFiltered : m.conversations.none}</h2>
           {!filtered && (
@@ -99,16 +100,16 @@ export function ConversationsPage() {
           )}
         </div>
       )}
-      {now.is === 'here' && now.page.data.length > 0 && (
+      {shown.is === 'here' && shown.page.data.length > 0 && (
         <>
-          <List rows={now.page.data} />
-          {(trail.length > 1 || now.page.next_cursor !== null) && (
+          <List rows={shown.page.data} />
+          {(trail.length > 1 || shown.page.next_cursor !== null) && (
             <nav class="pager" aria-label={m.conversations.page(trail.length)}>
               <button type="button" disabled={trail.length === 1} onClick={() => setTrail(trail.slice(0, -1))}>
                 {m.conversations.newer}
               </button>
               <span class="number muted">{m.conversations.page(trail.length)}</span>
-              <button type="button" disabled={now.page.next_cursor === null} onClick={() => setTrail([...trail, now.page.next_cursor ?? undefined])}>
+              <button type="button" disabled={shown.page.next_cursor === null} onClick={() => setTrail([...trail, shown.page.next_cursor ?? undefined])}>
                 {m.conversations.older}
               </button>
             </nav>
@@ -171,7 +172,7 @@ function List({ rows }: { rows: ConversationRow[] }) {
               <StateBadge state={row.state} />
             </td>
             <td class="muted nowrap">{dateAndTime(row.started_at)}</td>
-            <td class="number end">{clock(row.duration_ms)}</td>
+            <td class="number end">{clock(row.state === 'live' ? now.value - Date.parse(row.started_at) : row.duration_ms)}</td>
             <td>{row.intent && <IntentBadge verdict={row.intent} />}</td>
             <td>{row.sentiment && <MoodBadge verdict={row.sentiment} />}</td>
             <td class="number end lines-count">{row.utterance_count}</td>

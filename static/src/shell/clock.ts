@@ -1,16 +1,20 @@
-// One tick a second for everything that counts time, on the server's clock; still while the page is hidden.
+// One tick a second for everything that counts time, on the server's clock. It stands still while the page is hidden, and while the feed
+// is away: what is shown then is how it was, and must not look as if it went on.
 
-import { signal } from '@preact/signals';
-import { clockOffsetMs } from '../live/feed';
+import { effect, signal } from '@preact/signals';
+import { clockOffsetMs, link } from '../live/feed';
 
 const read = () => Date.now() + clockOffsetMs.peek();
 
 /** The server's time, in ms since 1970, a second apart. */
 export const now = signal(read());
 
-window.setInterval(() => {
-  if (document.visibilityState === 'visible') now.value = read();
-}, 1_000);
-document.addEventListener('visibilitychange', () => {
-  now.value = read();
+function tick(): void {
+  if (document.visibilityState === 'visible' && link.peek().state === 'live') now.value = read();
+}
+
+window.setInterval(tick, 1_000);
+document.addEventListener('visibilitychange', tick);
+effect(() => {
+  if (link.value.state === 'live') tick();
 });

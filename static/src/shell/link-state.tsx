@@ -1,10 +1,10 @@
 // Says honestly how fresh the page is: connecting, live, lagging by how much, reconnecting, stale since when, ended.
 
 import { computed, signal } from '@preact/signals';
+import { useEffect, useReducer } from 'preact/hooks';
 import { feed, feedDelayMs, link } from '../live/feed';
 import { inSeconds, m, timeOfDay } from '../messages';
 import { Icon } from '../parts/icon';
-import { now } from './clock';
 
 /** Behind by more than this, the page does not call itself live. */
 const LAGGING_MS = 2_000;
@@ -50,9 +50,16 @@ export function LinkState() {
 
 /** Across the page while it is not connected: what it shows is old, and when it tries again. */
 export function LinkBanner() {
+  const [, tick] = useReducer((n: number) => n + 1, 0);
   const current = link.value;
+  const away = current.state !== 'live' && current.state !== 'connecting';
+  useEffect(() => {
+    if (!away) return;
+    const timer = window.setInterval(tick, 500, undefined);
+    return () => window.clearInterval(timer);
+  }, [away]);
   if (current.state === 'live' || current.state === 'connecting') return null;
-  const wait = Math.ceil((current.retryAt - (now.value, Date.now())) / 1_000);
+  const wait = Math.ceil((current.retryAt - Date.now()) / 1_000);
   return (
     <div class="banner" role="status">
       <Icon name="unlinked" />

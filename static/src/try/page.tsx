@@ -179,11 +179,13 @@ function Console({ trial }: { trial: Trial }) {
         <span class={phase.is === 'running' && !phase.linked ? 'warn' : ''} role="status">
           {phase.is === 'running' && !phase.linked && <Icon name="unlinked" />} {state}
         </span>
-        <span class="meters">
-          {trial.levels.value.map((level, i) => (
-            <Meter key={i} level={running ? level : 0} />
-          ))}
-        </span>
+        {running && (
+          <span class="meters">
+            {trial.levels.value.map((level, i) => (
+              <Meter key={i} level={level} />
+            ))}
+          </span>
+        )}
         <span class="muted small number">
           {m.try.rate(oneDecimal(source.sampleRate / 1_000))} · {m.try.channels(source.channels)}
         </span>

@@ -36,6 +36,7 @@ const FIGURES_EVERY_MS = 250;
 /** Quieter than this for a while, and something is wrong. */
 const AUDIBLE = 0.004;
 const QUIET_MS = 4_000;
+const LONGEST_TITLE = 200;
 
 export class Trial {
   readonly phase = signal<Phase>({ is: 'idle' });
@@ -114,7 +115,7 @@ export class Trial {
     this.peaks = roles.map(() => 0);
     this.audibleAt = performance.now();
     const stream = new IngestStream(
-      { sampleRate, roles, title },
+      { sampleRate, roles, title: title.slice(0, LONGEST_TITLE) },
       {
         opened: (conversation) => (this.conversation.value = conversation),
         link: (linked) => {
@@ -143,8 +144,7 @@ export class Trial {
   }
 
   private arrived(final: Final): void {
-    const end = final.words.at(-1)?.end_ms ?? final.end_ms;
-    this.latency.arrived(final.channel, Math.min(end, final.end_ms), performance.now());
+    this.latency.arrived(final.channel, final.end_ms, performance.now());
   }
 
   private count(stream: IngestStream): void {

@@ -50,7 +50,7 @@ export async function microphone(): Promise<Microphone> {
       source.disconnect();
       node.port.onmessage = null;
       for (const track of media.getTracks()) track.stop();
-      void context.close();
+      if (context.state !== 'closed') void context.close();
     },
   };
 }

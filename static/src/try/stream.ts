@@ -3,7 +3,6 @@
 // Invariants: audio is kept until the server says it is safe and sent again from there after a reconnect; positions count samples of one
 // channel and never go back; an end is reported once. Deliberately absent: where the audio comes from, what is shown.
 
-import type { Word } from '../live/wire';
 import { Kept } from './kept';
 
 const HEADER_BYTES = 12;
@@ -24,10 +23,10 @@ export interface StreamSpec {
 export interface Final {
   channel: number;
   utterance: string;
+  /** The voiced part, in ms of the call. */
   start_ms: number;
   end_ms: number;
   text: string;
-  words: Word[];
 }
 
 export type End = { how: 'done' | 'gone' | 'superseded' } | { how: 'refused' | 'failed'; why: string; full?: boolean };
@@ -149,6 +148,7 @@ export class IngestStream {
         this.kept[message.channel]?.safe(message.pos);
         return;
       case 'ended':
+        for (const kept of this.kept) kept.safe(kept.end);
         this.end({ how: 'done' });
         return;
       case 'error':
@@ -198,7 +198,9 @@ export class IngestStream {
   private async askWhy(): Promise<{ why: string; status: number; full: boolean }> {
     try {
       const response = await fetch(this.address(), { headers: { accept: 'application/json' } });
-      const problem = (await response.json().catch(() => ({}))) as { detail?: string; title?: string };
+      const problem = (await response.json().catch(() => ({}))) as { code?: string; detail?: string; title?: string };
+      // Then the parameters were fine, and what stood in the way is gone or cannot be told: almost always a full server.
+      if (problem.code === 'websocket_expected') return { why: 'it was busy', status: 503, full: true };
       return { why: problem.detail ?? problem.title ?? response.statusText, status: response.status, full: response.status === 503 };
     } catch {
       return { why: 'it cannot be reached', status: 0, full: false };

@@ -17,7 +17,7 @@ import { TableHead, TableRow } from './table';
 import { TileCard } from './tile';
 
 const TILE_WIDTH = 290;
-const TILE_HEIGHT = 172;
+const TILE_HEIGHT = 164;
 const ROW_HEIGHT = 52;
 /** Below this the table is a stack of two-line rows. */
 const NARROW = 720;
@@ -159,7 +159,7 @@ function Tiles({ tiles, columns, scroller }: { tiles: Tile[]; columns: number; s
 function Ended({ tiles }: { tiles: Tile[] }) {
   if (tiles.length === 0) return null;
   return (
-    <section class="ended" aria-labelledby="ended-title">
+    <section class="recent" aria-labelledby="ended-title">
       <h2 id="ended-title">
         {m.wall.ended} <span class="muted">{tiles.length}</span>
       </h2>

@@ -6,8 +6,11 @@ import { perPaint } from '../shell/redraw';
 import { tierChanged } from '../shell/status';
 import { Wall } from './model';
 
+/** Hundreds of calls change something many times a second; eyes follow a few times a second. */
+const DRAW_EVERY_MS = 200;
+
 export const wall = new Wall();
-const { drawn, touch } = perPaint(() => wall.version);
+const { drawn, touch } = perPaint(() => wall.version, DRAW_EVERY_MS);
 
 /** Rises when the wall has to be drawn again. */
 export const wallDrawn = drawn;

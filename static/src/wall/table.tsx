@@ -54,7 +54,7 @@ export function TableRow({ tile, index }: { tile: Tile; index?: number }) {
       <span role="cell" class="cell-now">
         <Talking tile={tile} />
       </span>
-      <span role="cell" class="cell-line ellipsis">
+      <span role="cell" class="cell-line">
         <LastLine tile={tile} />
       </span>
       <span role="cell" class="cell-intent">
