@@ -21,3 +21,8 @@ mod wire;
 
 pub use metrics::describe as describe_metrics;
 pub use serve::{ServeError, Server, Services, serve};
+
+#[cfg(test)]
+mod round_trip;
+#[cfg(test)]
+mod suites;

@@ -76,7 +76,7 @@ pub(crate) fn some<A, B: TryFrom<A, Error = Unreadable>>(item: Option<A>, what: 
 
 /// Ids are 16 bytes, big-endian.
 pub(crate) fn number(bytes: &[u8], what: &str) -> Result<u128, Unreadable> {
-    let bytes = bytes.try_into().map_err(|_| Unreadable(format!("a {what} of {} bytes: expected 16", bytes.len())))?;
+    let bytes = bytes.try_into().map_err(|_| Unreadable(format!("{what} of {} bytes: expected 16", bytes.len())))?;
     Ok(u128::from_be_bytes(bytes))
 }
 

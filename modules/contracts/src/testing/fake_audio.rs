@@ -285,3 +285,13 @@ impl Inputs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_fake_keeps_the_contract() {
+        crate::testing::audio_suite(Arc::new(FakeAudio::default()), crate::testing::Sound::noise()).await;
+    }
+}

@@ -101,3 +101,11 @@ impl Inference for FakeInference {
         Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Rules, degraded: Some("a fake".into()) }).into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn the_fake_keeps_the_contract() {
+        crate::testing::inference_suite(std::sync::Arc::new(super::FakeInference::default())).await;
+    }
+}
