@@ -7,33 +7,56 @@
 //!
 //! Deliberately absent: sockets, models, audio. Only this folder names diesel.
 
+mod commit;
+mod contract;
+mod conversations;
+mod cursor;
+mod folder;
+mod insights;
+mod outbox;
+mod recorder;
 mod rows;
+mod schema;
+mod search;
+mod store;
+mod talk;
+#[cfg(test)]
+mod tests;
+mod transcript;
+mod writer;
 
-use crate::settings::Settings;
+use crate::settings::{RecordSettings, Settings};
 use chrono::{DateTime, Utc};
 use contracts::{
-    CallError, ConversationId, TenantId,
+    CallError, ConversationId, InsightId, TenantId,
     audio::Role,
     conversation::{ConversationState, RecordEvent},
     inference::Task,
 };
+pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
+use folder::Folder;
+use outbox::Announcer;
 use platform::bus::Bus;
 pub use rows::{
     ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, HitConversation, HitUtterance, InsightRow, LabelRow, Page, ProvenanceRow,
     SearchHit, SnippetPart, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use store::Readers;
+pub use talk::talk_metrics;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use writer::Writer;
 
-/// Where a page starts and how long it may be.
-#[derive(Clone, Debug, Default)]
-pub struct Cut {
-    /// `next_cursor` of the page before, as it was given out.
-    pub cursor: Option<String>,
-    /// 1 to 200; other values are refused as invalid input. `None`: 50.
-    pub limit: Option<u32>,
-}
+/// Of one conversation, read at once.
+pub const MOST_UTTERANCES: usize = 10_000;
+/// On one wall.
+pub const MOST_TILES: usize = 500;
 
 /// Which conversations to list; every field narrows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,80 +100,168 @@ pub enum ChangeRows {
     /// Speech or gap. `conversation` has the counts as they are now.
     Utterance { utterance: UtteranceRow, conversation: ConversationRow },
     /// `superseded`: the insights this one has taken the place of. `conversation` has intent and sentiment as they are now.
-    Insight { insight: InsightRow, superseded: Vec<contracts::InsightId>, conversation: ConversationRow },
+    Insight { insight: InsightRow, superseded: Vec<InsightId>, conversation: ConversationRow },
 }
 
 /// Why the record cannot be opened; for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("{0}")]
-    Folder(String),
+    #[error("a QuickComm is already running on the data folder {folder}{}", if .by.is_empty() { String::new() } else { format!(" ({by})") })]
+    Taken { folder: PathBuf, by: String },
+    #[error("cannot {doing} the data folder {folder}")]
+    Folder {
+        folder: PathBuf,
+        doing: &'static str,
+        #[source]
+        error: io::Error,
+    },
+    #[error("cannot open the record {path}: {reason}")]
+    Database { path: PathBuf, reason: String },
+    #[error("the record {path} is damaged: {findings}; restore it from a copy, or move it away to start with an empty one")]
+    Damaged { path: PathBuf, findings: String },
+    #[error("cannot start a thread for the record")]
+    Thread(#[source] io::Error),
 }
 
-pub struct Record {}
+/// The record of this process. Also the contract [`contracts::Conversations`].
+pub struct Record {
+    settings: RecordSettings,
+    bus: Arc<dyn Bus>,
+    readers: Readers,
+    writer: Writer,
+    announcer: Arc<Announcer>,
+    changes: broadcast::Sender<Arc<Change>>,
+}
 
 impl Record {
-    /// Opens the record in the folder `data`, alone: a second opener is refused.
-    pub async fn open(_data: &Path, _bus: Arc<dyn Bus>, _settings: &Settings) -> Result<Arc<Self>, OpenError> {
-        Err(OpenError::Folder("the record is being built".into()))
+    /// Opens the record in the folder `data`, alone: a second opener is refused. Blocks while the schema is brought up to date.
+    pub async fn open(data: &Path, bus: Arc<dyn Bus>, settings: &Settings) -> Result<Arc<Self>, OpenError> {
+        let (data, settings) = (data.to_owned(), settings.record.clone());
+        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&data, bus, settings)).await;
+        opened.unwrap_or_else(|panic| Err(OpenError::Thread(io::Error::other(panic))))
     }
 
-    /// Runs recorder and relay until `stop`, then finishes what was accepted.
+    fn open_blocking(data: &Path, bus: Arc<dyn Bus>, settings: RecordSettings) -> Result<Arc<Self>, OpenError> {
+        let folder = Arc::new(Folder::take(data)?);
+        let path = folder.database();
+        let failed = |reason| OpenError::Database { path: path.clone(), reason };
+        let mut conn = store::connect(&folder).map_err(failed)?;
+        if folder.unclean {
+            info!(path = %path.display(), "the last run did not stop in order: looking through the record");
+            store::check_integrity(&mut conn).map_err(|findings| OpenError::Damaged { path: path.clone(), findings })?;
+        }
+        for step in store::migrate(&mut conn).map_err(failed)? {
+            info!(step, "schema step done");
+        }
+        let readers = Readers::start(&folder, settings.readers).map_err(failed)?;
+        let announcer = Arc::new(Announcer::default());
+        let told = announcer.clone();
+        let writer = Writer::start(conn, folder, &settings, Box::new(move |effects| told.stored(effects))).map_err(OpenError::Thread)?;
+        Ok(Arc::new(Self { settings, bus, readers, writer, announcer, changes: outbox::channel() }))
+    }
+
+    /// Runs recorder and relay until `stop`, then stores what is waiting on the bus and announces it.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        stop.cancelled().await
+        let stored = CancellationToken::new();
+        let store = async {
+            tokio::join!(recorder::utterances(&self, &stop), recorder::insights(&self, &stop));
+            stop.cancelled().await; // a bus that ended early does not silence what is committed by call
+            stored.cancel();
+        };
+        tokio::join!(store, outbox::relay(&self, &stored));
     }
 
-    /// Waits until everything queued is stored and announced, then takes no more.
-    pub async fn drain(&self) {}
+    /// Waits until every write asked for is on disk, then takes no more and frees the data folder. After [`Record::run`] has ended.
+    pub async fn drain(&self) {
+        if tokio::time::timeout(std::time::Duration::from_secs(30), self.writer.stop()).await.is_err() {
+            warn!("the record's writer did not end within 30 s");
+        }
+    }
 
     /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
-        broadcast::channel(1).1
+        self.changes.subscribe()
+    }
+
+    /// Reads made after this contain every change with an id up to it; a change with a higher id may or may not be in them.
+    pub async fn position(&self) -> Result<i64, CallError> {
+        self.readers.read("position", outbox::position).await
     }
 
     /// Newest first.
-    pub async fn list(&self, _tenant: &TenantId, _filter: &ConversationFilter, _cut: &Cut) -> Result<Page<ConversationRow>, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    pub async fn list(&self, tenant: &TenantId, filter: &ConversationFilter, cut: &Cut) -> Result<Page<ConversationRow>, CallError> {
+        let (after, limit) = (conversations::place(cut)?, cut.limit()?);
+        let (tenant, filter) = (tenant.clone(), filter.clone());
+        self.readers.read("list", move |conn| conversations::list(conn, &tenant, &filter, after, limit)).await
     }
 
     /// # Errors
     /// `NotFound`, as for all reads of one conversation.
-    pub async fn row(&self, _tenant: &TenantId, _id: ConversationId) -> Result<ConversationRow, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    pub async fn row(&self, tenant: &TenantId, id: ConversationId) -> Result<ConversationRow, CallError> {
+        let tenant = tenant.clone();
+        self.readers.read("row", move |conn| conversations::row(conn, &tenant, id)).await
     }
 
-    /// Live ones, and those that ended at or after `since`; newest first, at most 500. For the wall.
-    pub async fn wall(&self, _tenant: &TenantId, _since: DateTime<Utc>) -> Result<Vec<ConversationRow>, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    /// Live ones, and those that ended at or after `since`; newest first, at most [`MOST_TILES`].
+    pub async fn wall(&self, tenant: &TenantId, since: DateTime<Utc>) -> Result<Vec<ConversationRow>, CallError> {
+        let tenant = tenant.clone();
+        self.readers.read("wall", move |conn| conversations::wall(conn, &tenant, since, MOST_TILES)).await
     }
 
     /// Speech and gaps, by start.
-    pub async fn utterances(&self, _tenant: &TenantId, _id: ConversationId, _cut: &Cut) -> Result<Page<UtteranceRow>, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    pub async fn utterances(&self, tenant: &TenantId, id: ConversationId, cut: &Cut) -> Result<Page<UtteranceRow>, CallError> {
+        let (after, limit) = (transcript::place(cut)?, cut.limit()?);
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| {
+            conversations::find(conn, &tenant, id)?.ok_or_else(|| conversations::unknown(id))?;
+            transcript::page(conn, &tenant, id, after, limit)
+        };
+        self.readers.read("utterances", read).await
     }
 
-    /// All of a conversation's, speech and gaps, by start; at most 10 000.
-    pub async fn transcript(&self, _tenant: &TenantId, _id: ConversationId) -> Result<Vec<UtteranceRow>, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    /// All of a conversation's, speech and gaps, by start; at most [`MOST_UTTERANCES`].
+    pub async fn transcript(&self, tenant: &TenantId, id: ConversationId) -> Result<Vec<UtteranceRow>, CallError> {
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| {
+            conversations::find(conn, &tenant, id)?.ok_or_else(|| conversations::unknown(id))?;
+            Ok(transcript::page(conn, &tenant, id, None, MOST_UTTERANCES)?.data)
+        };
+        self.readers.read("transcript", read).await
     }
 
     /// Oldest first. Superseded ones only when asked for.
     pub async fn insights(
         &self,
-        _tenant: &TenantId,
-        _id: ConversationId,
-        _superseded: bool,
-        _task: Option<Task>,
+        tenant: &TenantId,
+        id: ConversationId,
+        superseded: bool,
+        task: Option<Task>,
     ) -> Result<Vec<InsightRow>, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| {
+            conversations::find(conn, &tenant, id)?.ok_or_else(|| conversations::unknown(id))?;
+            insights::of_conversation(conn, &tenant, id, superseded, task)
+        };
+        self.readers.read("insights", read).await
     }
 
     /// Newest first. Every word must occur; the last one may be a beginning.
-    pub async fn search(&self, _tenant: &TenantId, _q: &str, _filter: &SearchFilter, _cut: &Cut) -> Result<Page<SearchHit>, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    pub async fn search(&self, tenant: &TenantId, q: &str, filter: &SearchFilter, cut: &Cut) -> Result<Page<SearchHit>, CallError> {
+        search::words(q)?; // refused before it waits
+        let (before, limit) = (search::place(cut)?, cut.limit()?);
+        let (tenant, q, filter) = (tenant.clone(), q.to_owned(), filter.clone());
+        let read = move |conn: &mut store::Conn| search::page(conn, &tenant, &search::words(&q)?, &filter, before, limit);
+        self.readers.read("search", read).await
     }
 
-    pub async fn metrics(&self, _tenant: &TenantId, _id: ConversationId) -> Result<TalkMetrics, CallError> {
-        Err(CallError::unavailable("the record is being built"))
+    /// Talk metrics as far as the conversation is committed.
+    pub async fn metrics(&self, tenant: &TenantId, id: ConversationId) -> Result<TalkMetrics, CallError> {
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| {
+            let row = conversations::row(conn, &tenant, id)?;
+            let said = transcript::page(conn, &tenant, id, None, MOST_UTTERANCES)?.data;
+            Ok(talk_metrics(id, row.duration_ms, &row.channels, &said))
+        };
+        self.readers.read("metrics", read).await
     }
 }

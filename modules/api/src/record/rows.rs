@@ -197,9 +197,9 @@ pub struct ChannelTalk {
     pub words: u64,
     /// While talking.
     pub words_per_minute: f32,
-    /// How often this speaker began while another was talking, and kept the floor.
+    /// How often this speaker began while another talked, and went on when the other had stopped.
     pub interruptions: u64,
-    /// From the first word of the longest turn to its last.
+    /// Talk in the longest turn; a turn lasts until another speaks.
     pub longest_monologue_ms: u64,
     pub turns: u64,
 }

@@ -1,0 +1,9 @@
+DROP TABLE bookkeeping;
+DROP TABLE outbox;
+DROP TABLE insights;
+DROP TABLE analysis_runs;
+DROP TABLE segments_fts;
+DROP TABLE segments;
+DROP TABLE channels;
+DROP TABLE conversation_tags;
+DROP TABLE conversations;

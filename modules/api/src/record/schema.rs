@@ -1,0 +1,140 @@
+//! The tables as diesel knows them; what they mean stands in `migrations/`.
+
+use diesel::{allow_tables_to_appear_in_same_query, table};
+
+table! {
+    conversations (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        external_id -> Nullable<Text>,
+        title -> Nullable<Text>,
+        source -> Text,
+        language -> Text,
+        tags -> Json,
+        state -> Text,
+        started_at -> Timestamp,
+        ended_at -> Nullable<Timestamp>,
+        intent -> Nullable<Text>,
+        intent_score -> Nullable<Double>,
+        intent_tier -> Nullable<Text>,
+        sentiment -> Nullable<Text>,
+        sentiment_score -> Nullable<Double>,
+        sentiment_tier -> Nullable<Text>,
+        created_at -> Timestamp,
+        updated_at -> Timestamp,
+        version -> BigInt,
+    }
+}
+
+table! {
+    conversation_tags (tenant_id, tag, conversation_id) {
+        tenant_id -> Text,
+        tag -> Text,
+        conversation_id -> Text,
+    }
+}
+
+table! {
+    channels (tenant_id, conversation_id, channel) {
+        tenant_id -> Text,
+        conversation_id -> Text,
+        channel -> BigInt,
+        role -> Text,
+        encoding -> Text,
+        rate -> BigInt,
+        epoch -> BigInt,
+        next_seq -> BigInt,
+        safe_pos -> BigInt,
+        utterances -> BigInt,
+        created_at -> Timestamp,
+        updated_at -> Timestamp,
+        version -> BigInt,
+    }
+}
+
+table! {
+    segments (row_id) {
+        row_id -> BigInt,
+        tenant_id -> Text,
+        conversation_id -> Text,
+        channel -> BigInt,
+        epoch -> BigInt,
+        seq -> BigInt,
+        utterance_id -> Text,
+        kind -> Text,
+        start_pos -> BigInt,
+        end_pos -> BigInt,
+        start_ms -> BigInt,
+        end_ms -> BigInt,
+        text -> Text,
+        words -> Json,
+        confidence -> Double,
+        speech_final -> Bool,
+        word_times -> Text,
+        model -> Text,
+        decode_ms -> BigInt,
+        reason -> Nullable<Text>,
+        trace_id -> Text,
+        created_at -> Timestamp,
+    }
+}
+
+table! {
+    analysis_runs (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        conversation_id -> Text,
+        task -> Text,
+        trigger -> Text,
+        model -> Text,
+        config_hash -> Text,
+        created_at -> Timestamp,
+    }
+}
+
+table! {
+    insights (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        run_id -> Text,
+        conversation_id -> Text,
+        utterance_id -> Text,
+        task -> Text,
+        role -> Nullable<Text>,
+        start_ms -> Nullable<BigInt>,
+        label -> Nullable<Text>,
+        score -> Nullable<Double>,
+        labels -> Json,
+        abstained -> Nullable<Text>,
+        evidence -> Json,
+        tier -> Text,
+        model -> Text,
+        degraded_from -> Nullable<Text>,
+        config_hash -> Text,
+        latency_ms -> BigInt,
+        superseded_by -> Nullable<Text>,
+        created_at -> Timestamp,
+    }
+}
+
+table! {
+    outbox (id) {
+        id -> BigInt,
+        tenant_id -> Text,
+        conversation_id -> Text,
+        kind -> Text,
+        subject -> Text,
+        created_at -> Timestamp,
+    }
+}
+
+table! {
+    bookkeeping (tenant_id, name) {
+        tenant_id -> Text,
+        name -> Text,
+        value -> BigInt,
+        updated_at -> Timestamp,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(conversations, conversation_tags, channels, segments, insights, outbox);

@@ -1,0 +1,230 @@
+//! From the bus into the record, and from the record to whoever listens.
+
+use super::*;
+use bytes::Bytes;
+use contracts::signal::{COMMITTED, Committed, INSIGHTS, UTTERANCES};
+use platform::bus::{Heard, Listener, NewEntry};
+use tokio::sync::broadcast::Receiver;
+
+impl Running {
+    async fn publish(&self, stream: &'static str, key: ConversationId, payloads: Vec<Vec<u8>>) {
+        let entry = |payload: Vec<u8>| NewEntry { key: key.to_string(), payload: payload.into(), trace: TraceCx::root() };
+        self.bus.publish(stream, payloads.into_iter().map(entry).collect()).await.expect("the bus has room");
+    }
+
+    async fn send(&self, segments: &[&Segment]) {
+        let payloads = segments.iter().map(|s| serde_json::to_vec(s).expect("serializes")).collect();
+        self.publish(UTTERANCES, segments[0].conversation, payloads).await;
+    }
+
+    async fn send_insight(&self, insight: &Insight) {
+        self.publish(INSIGHTS, insight.conversation, vec![serde_json::to_vec(insight).expect("serializes")]).await;
+    }
+
+    async fn listen(&self) -> Box<dyn Listener> {
+        self.bus.listen(COMMITTED).await.expect("the bus is up")
+    }
+}
+
+async fn mark(listener: &mut Box<dyn Listener>) -> Committed {
+    let heard = tokio::time::timeout(Duration::from_secs(5), listener.next()).await.expect("a signal in time");
+    match heard {
+        Some(Heard::Signal(payload)) => serde_json::from_slice(&payload).expect("a watermark"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The first signal that says `safe`, in ms.
+async fn mark_at(listener: &mut Box<dyn Listener>, safe_ms: u64) -> Committed {
+    loop {
+        let mark = mark(listener).await;
+        if mark.safe == SamplePos(safe_ms * 8) {
+            return mark;
+        }
+    }
+}
+
+async fn change(changes: &mut Receiver<Arc<Change>>) -> Arc<Change> {
+    tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.expect("a change in time").expect("not lagging")
+}
+
+#[tokio::test]
+async fn what_is_published_is_stored_announced_and_signalled() {
+    let running = Running::start().await;
+    let call = running.call_named(Some("billing"), &[]).await;
+    let (mut listener, mut changes) = (running.listen().await, running.record.subscribe());
+    let gap = SegmentBody::Gap { reason: "the line was cut".into() };
+    let (hello, gap, quiet) = (
+        call.says(AGENT, 0, 0..1000, "hello there"),
+        call.segment(AGENT, 1, 1000..2000, gap),
+        call.segment(AGENT, 2, 2000..9000, SegmentBody::Silence),
+    );
+    running.send(&[&hello, &gap, &quiet]).await;
+    let mark = mark_at(&mut listener, 9000).await;
+    assert_eq!((mark.conversation, mark.channel, mark.epoch, mark.next_seq), (call.id, AGENT, call.epochs[0], 3));
+
+    let first = loop {
+        let change = change(&mut changes).await;
+        if !matches!(change.rows, ChangeRows::Conversation(_)) {
+            break change; // the opening may have been announced before or after we subscribed
+        }
+    };
+    let ChangeRows::Utterance { utterance, conversation } = &first.rows else { panic!("{first:?}") };
+    assert_eq!((utterance.id, utterance.text.as_str(), utterance.role), (hello.utterance_id(), "hello there", Role::Agent));
+    assert_eq!((utterance.start_ms, utterance.end_ms, utterance.trace_id.len()), (0, 1000, 32));
+    assert_eq!((conversation.title.as_deref(), conversation.utterance_count, conversation.duration_ms), (Some("billing"), 1, 9000));
+    let second = change(&mut changes).await;
+    assert!(second.id > first.id);
+    assert!(matches!(&second.event, RecordEvent::Gap(g) if (g.start_ms, g.end_ms, g.reason.as_str()) == (1000, 2000, "the line was cut")));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn silence_alone_is_signalled_although_it_makes_no_row() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    running.send(&[&call.segment(CUSTOMER, 0, 0..5000, SegmentBody::Silence)]).await;
+    assert_eq!(mark_at(&mut listener, 5000).await.channel, CUSTOMER);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_segment_that_comes_early_waits_for_the_one_before() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    let [a, b, c] = [0, 1, 2].map(|n| call.says(AGENT, n, n * 1000..n * 1000 + 1000, "part"));
+    running.send(&[&c, &b]).await;
+    running.send(&[&a]).await; // the same key: it would be held back if the others were still unacknowledged
+    assert_eq!(mark_at(&mut listener, 3000).await.next_seq, 3);
+    let told = running.record.transcript(&TenantId::default(), call.id).await.expect("readable");
+    assert_eq!(told.iter().map(|u| u.seq).collect::<Vec<_>>(), [0, 1, 2]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_segment_whose_predecessor_is_lost_is_dropped_and_its_producer_reminded() {
+    let mut settings = Settings::default();
+    settings.record.park_ms = 50;
+    let running = Running::with(settings).await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    running.send(&[&call.says(AGENT, 0, 0..1000, "first")]).await;
+    mark_at(&mut listener, 1000).await;
+    running.send(&[&call.says(AGENT, 2, 2000..3000, "third")]).await;
+    // Once when it is found to be early, and once when it is given up.
+    for _ in 0..2 {
+        let reminded = mark(&mut listener).await;
+        assert_eq!((reminded.next_seq, reminded.safe, reminded.epoch), (1, SamplePos(8000), call.epochs[0]));
+    }
+    // The producer sends again from there.
+    running.send(&[&call.says(AGENT, 1, 1000..2000, "second"), &call.says(AGENT, 2, 2000..3000, "third")]).await;
+    assert_eq!(mark_at(&mut listener, 3000).await.next_seq, 3);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_repeated_or_fenced_segment_is_answered_with_where_the_channel_stands() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    let said = call.says(AGENT, 0, 0..1000, "once");
+    running.send(&[&said]).await;
+    mark_at(&mut listener, 1000).await;
+    running.send(&[&said]).await;
+    assert_eq!(mark(&mut listener).await.next_seq, 1, "a duplicate: its producer has not heard yet");
+    let newer = running.record.attach(cx(), Attach { conversation: call.id, channel: AGENT }).await.expect("attaches").epoch;
+    running.send(&[&call.says(AGENT, 1, 1000..2000, "from the old owner")]).await;
+    let fenced = mark(&mut listener).await;
+    assert_eq!((fenced.epoch, fenced.safe), (newer, SamplePos(8000)), "the old owner learns that it is one");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_stops_nobody() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    running.publish(UTTERANCES, call.id, vec![b"{\"conversation\":".to_vec(), b"\xff\xfe".to_vec()]).await;
+    running.publish(INSIGHTS, call.id, vec![b"[]".to_vec()]).await;
+    let said = call.says(AGENT, 0, 0..1000, "still here");
+    running.send(&[&said]).await;
+    mark_at(&mut listener, 1000).await;
+    let mut changes = running.record.subscribe();
+    running.send_insight(&call.insight(said.utterance_id(), Task::Intent, "a", Some(("praise", 0.5)))).await;
+    while !matches!(change(&mut changes).await.rows, ChangeRows::Insight { .. }) {}
+    running.end().await;
+}
+
+#[tokio::test]
+async fn an_insight_that_overtakes_its_utterance_waits_for_it() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut changes = running.record.subscribe();
+    let said = call.says(CUSTOMER, 0, 0..1000, "cancel my contract");
+    let insight = call.insight(said.utterance_id(), Task::Intent, "a", Some(("cancellation", 0.9)));
+    running.send_insight(&insight).await;
+    // Another conversation's insight goes through meanwhile, so the first has been looked at.
+    let other = running.call().await;
+    let theirs = other.says(CUSTOMER, 0, 0..1000, "hello");
+    running.send(&[&theirs]).await;
+    running.send_insight(&other.insight(theirs.utterance_id(), Task::Intent, "a", None)).await;
+    while !matches!(&change(&mut changes).await.rows, ChangeRows::Insight { insight, .. } if insight.conversation_id == other.id) {}
+    running.send(&[&said]).await;
+    let mut order = vec![];
+    while order.len() < 2 {
+        let change = change(&mut changes).await;
+        if change.conversation == call.id {
+            match &change.rows {
+                ChangeRows::Utterance { .. } => order.push("utterance"),
+                ChangeRows::Insight { conversation, .. } => {
+                    assert_eq!(conversation.intent.as_ref().map(|i| i.name.as_str()), Some("cancellation"));
+                    order.push("insight");
+                }
+                ChangeRows::Conversation(_) => {}
+            }
+        }
+    }
+    assert_eq!(order, ["utterance", "insight"]);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn what_is_on_the_bus_when_the_stop_comes_is_stored() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let segments: Vec<Segment> = (0..500).map(|n| call.says(AGENT, n, n * 100..n * 100 + 100, "word")).collect();
+    running.send(&segments.iter().collect::<Vec<_>>()).await;
+    let record = running.record.clone();
+    let _folder = running.end().await;
+    assert_eq!(record.row(&TenantId::default(), call.id).await.expect("readable").utterance_count, 500);
+}
+
+#[tokio::test]
+async fn a_watcher_that_falls_behind_is_told_so() {
+    use futures::StreamExt as _;
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut watch = running.record.watch(cx(), call.id).await.expect("watches");
+    let mut changes = running.record.subscribe();
+    let segments: Vec<Segment> = (0..6000).map(|n| call.says(AGENT, n, n * 10..n * 10 + 10, "word")).collect();
+    for batch in segments.chunks(500) {
+        running.commit(batch).await;
+        // Others keep up.
+        for _ in 0..batch.len() {
+            changes.recv().await.expect("this one keeps up");
+        }
+    }
+    let first = watch.next().await.expect("an item").expect_err("4096 is all that is kept");
+    assert_eq!(first.kind, contracts::ErrorKind::Unavailable);
+    assert!(watch.next().await.is_none(), "an error is the last item");
+    running.end().await;
+}
+
+#[test]
+fn a_signal_is_what_the_contract_says() {
+    let mark = Committed { conversation: ConversationId::from_u128(1), channel: AGENT, epoch: Epoch(2), next_seq: 3, safe: SamplePos(4) };
+    let payload = Bytes::from(serde_json::to_vec(&mark).expect("serializes"));
+    assert_eq!(serde_json::from_slice::<Committed>(&payload).expect("reads back"), mark);
+}
