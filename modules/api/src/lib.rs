@@ -11,4 +11,5 @@ pub mod settings;
 
 pub use metrics::describe as describe_metrics;
 pub use record::Record;
+pub use rest::{Api, ApiDeps, HasRecording};
 pub use settings::Settings;

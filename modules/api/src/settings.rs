@@ -2,21 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub record: RecordSettings,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { record: RecordSettings::default() }
-    }
+    pub rest: crate::rest::Settings,
+    pub live: crate::live::Settings,
 }
 
 impl Settings {
     pub fn check(&self) -> Result<(), String> {
-        self.record.check()
+        self.record.check()?;
+        self.rest.check()?;
+        self.live.check()
     }
 }
 
