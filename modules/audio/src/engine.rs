@@ -20,7 +20,7 @@ use crate::metrics as names;
 use async_trait::async_trait;
 use contracts::{
     Audio, CallCx, CallError,
-    audio::{CREDIT, Input, ModelInfo, Pace, Session as Opened, SessionInfo, StreamSpec},
+    audio::{CREDIT, ModelInfo, Pace, Session as Opened, SessionInfo, StreamSpec},
 };
 use endpointing::Rules;
 use load::Load;
@@ -224,3 +224,6 @@ impl Drop for Engine {
         self.shutdown();
     }
 }
+
+#[cfg(test)]
+mod tests;

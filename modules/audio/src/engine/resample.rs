@@ -36,7 +36,7 @@ impl Resampler {
         if rate != OUT_RATE {
             let block = rate / gcd(rate, OUT_RATE);
             let wanted = (rate / 50) as usize; // 20 ms
-            // Odd blocks leave half a sample of delay and 60 dB of rejection.
+            // The delay of odd blocks is no whole number of samples.
             let even = (wanted as u32).next_multiple_of(block).is_multiple_of(2);
             if even && block * 1000 <= rate * LONGEST_BLOCK_MS {
                 let fft = Fft::<f32>::new_custom(

@@ -287,7 +287,8 @@ impl Session {
 
     fn score(&mut self, range: Range<usize>, tools: &mut Tools<'_>) -> Result<(), CallError> {
         let began = Instant::now();
-        let score = tools.vad.score(&mut self.memory, &self.pcm[range]).map_err(|e| CallError::internal(format!("speech detection: {e}")))?;
+        let score =
+            tools.vad.score(&mut self.memory, &self.pcm[range]).map_err(|e| CallError::internal(format!("speech detection: {e}")))?;
         histogram!(names::VAD).record(began.elapsed().as_secs_f64());
         self.scored += FRAME as u64;
         for decision in self.endpointer.push(score) {
@@ -436,7 +437,13 @@ impl Session {
         let class = match open.partial_to {
             None if self.endpointer.voiced().iter().map(|v| v.end - v.start).sum::<u64>() >= FIRST_PARTIAL => Class::FirstPartial,
             None => return,
-            Some(before) if to >= before + period => if open.shown.is_some() { Class::Refresh } else { Class::FirstPartial },
+            Some(before) if to >= before + period => {
+                if open.shown.is_some() {
+                    Class::Refresh
+                } else {
+                    Class::FirstPartial
+                }
+            }
             Some(_) => return,
         };
         open.partial_to = Some(to);

@@ -8,6 +8,7 @@ pub use model::{Kind, ModelDir, ModelError};
 
 use ort::{
     environment::Environment,
+    logging::LogLevel,
     session::{Session, builder::GraphOptimizationLevel},
 };
 use std::{path::Path, sync::Arc};
@@ -56,6 +57,9 @@ impl Runtime {
                 .with_flush_to_zero()
                 .map_err(|e| s(&e))?
                 .with_optimization_level(GraphOptimizationLevel::All)
+                .map_err(|e| s(&e))?
+                // Its warnings speak of graphs it tidies up while loading, to people who cannot change them.
+                .with_log_level(LogLevel::Error)
                 .map_err(|e| s(&e))?
                 .commit_from_file(file)
                 .map_err(|e| s(&e))
