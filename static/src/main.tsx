@@ -2,7 +2,7 @@
 
 import { render } from 'preact';
 import { useEffect } from 'preact/hooks';
-import { Link, Route, Switch, useLocation } from 'wouter-preact';
+import { Route, Switch, useLocation } from 'wouter-preact';
 import { CallPage } from './call/page';
 import { ConversationsPage } from './conversations/page';
 import { feed, link } from './live/feed';
@@ -11,6 +11,7 @@ import { Icon, type IconName } from './parts/icon';
 import { SearchPage } from './search/page';
 import { Help, helpOpen } from './shell/help';
 import { useKeys } from './shell/keys';
+import { followLinks } from './shell/links';
 import { LinkBanner, shownHasEnded, transcriptLagMs } from './shell/link-state';
 import { watchStatus } from './shell/status';
 import { StatusBar } from './shell/status-bar';
@@ -39,6 +40,8 @@ function Shell() {
   useEffect(() => {
     transcriptLagMs.value = null;
     shownHasEnded.value = false;
+    // A followed link is gone with its page; keys and readers go on from the new one.
+    if (document.activeElement === document.body) document.getElementById('main')?.focus({ preventScroll: true });
   }, [path]);
   const current = PAGES.find((page) => page.path === path);
   return (
@@ -47,16 +50,16 @@ function Shell() {
         {m.skipToContent}
       </a>
       <header class="top">
-        <Link href="/" class="brand">
+        <a href="/" class="brand">
           <Logo />
           <span>{m.product}</span>
-        </Link>
+        </a>
         <nav aria-label={m.nav.label}>
           {PAGES.map((page) => (
-            <Link key={page.path} href={page.path} aria-current={page === current ? 'page' : undefined}>
+            <a key={page.path} href={page.path} aria-current={page === current ? 'page' : undefined}>
               <Icon name={page.icon} />
               <span>{page.name}</span>
-            </Link>
+            </a>
           ))}
         </nav>
         <ThemeSwitch />
@@ -72,7 +75,7 @@ function Shell() {
           <Route>
             <div class="empty">
               <h1>{m.notFound}</h1>
-              <Link href="/">{m.toWall}</Link>
+              <a href="/">{m.toWall}</a>
             </div>
           </Route>
         </Switch>
@@ -93,6 +96,7 @@ function Logo() {
 }
 
 document.documentElement.lang = m.language;
+followLinks();
 feed();
 watchStatus();
 const root = document.getElementById('app');

@@ -2,7 +2,7 @@
 
 import { useSignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
-import { Link, useSearchParams } from 'wouter-preact';
+import { useSearchParams } from 'wouter-preact';
 import { exportAddress, recordingAddress } from '../live/rest';
 import { clock, dateAndTime, m } from '../messages';
 import { StateBadge } from '../parts/badges';
@@ -32,7 +32,7 @@ export function CallPage({ id }: { id: string }) {
         <div class="empty">
           <h1>{m.call.notFound}</h1>
           <p class="muted">{m.call.notFoundHelp}</p>
-          <Link href="/conversations">{m.conversations.title}</Link>
+          <a href="/conversations">{m.conversations.title}</a>
         </div>
       );
     case 'failed':
@@ -104,9 +104,9 @@ function Head({ call, reading }: { call: Call; reading: Reading }) {
   const shown = { ...conversation, talking: call.talking, connected: call.connected, lag_ms: call.lagMs };
   return (
     <header class="call-head">
-      <Link href="/" class="quiet button" aria-label={m.call.back} title={m.call.back}>
+      <a href="/" class="quiet button" aria-label={m.call.back} title={m.call.back}>
         <Icon name="back" />
-      </Link>
+      </a>
       <div class="call-name">
         <h1 class="ellipsis">{titleOf(conversation)}</h1>
         <p class="muted small">
@@ -153,17 +153,24 @@ function Head({ call, reading }: { call: Call; reading: Reading }) {
 /** Whether there is something to play: asked once the call has ended; recordings may be switched off. */
 function useRecording(call: Call, ended: boolean): boolean {
   const there = useSignal(false);
-  const id = call.conversation.id;
+  const { id, recording: promised } = call.conversation;
   useEffect(() => {
     if (!ended) return;
     const abort = new AbortController();
-    fetch(recordingAddress(id), { headers: { range: 'bytes=0-0' }, signal: abort.signal })
-      .then((response) => {
-        there.value = response.ok;
-        return response.body?.cancel();
-      })
-      .catch(() => undefined);
-    return () => abort.abort();
-  }, [id, ended]);
+    let timer = 0;
+    const ask = async (tries: number): Promise<void> => {
+      const response = await fetch(recordingAddress(id), { headers: { range: 'bytes=0-0' }, signal: abort.signal }).catch(() => null);
+      if (abort.signal.aborted) return;
+      there.value = response?.ok ?? false;
+      void response?.body?.cancel();
+      // Right after the end the file may not be closed yet.
+      if (!there.value && promised && tries > 1) timer = window.setTimeout(() => void ask(tries - 1), 1_000);
+    };
+    void ask(5);
+    return () => {
+      abort.abort();
+      window.clearTimeout(timer);
+    };
+  }, [id, ended, promised]);
   return ended && there.value;
 }

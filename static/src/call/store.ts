@@ -59,6 +59,7 @@ function open(id: string, young: boolean): OpenCall & { leave: () => void } {
       delta: (frame) => {
         call?.apply(frame);
         touch();
+        if (frame.type === 'conversation.ended') void settle();
       },
       refused: () => {
         unfollow?.();
@@ -66,6 +67,15 @@ function open(id: string, young: boolean): OpenCall & { leave: () => void } {
         later(YOUNG_WAIT_MS);
       },
     });
+  }
+
+  /** The figures of the whole call; what came live was a second old. */
+  async function settle(): Promise<void> {
+    const metrics = await rest.metrics(id, abort.signal).catch(() => null);
+    if (!call || !metrics) return;
+    call.metrics = metrics;
+    call.version += 1;
+    touch();
   }
 
   function later(ms: number): void {

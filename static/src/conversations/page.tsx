@@ -2,7 +2,6 @@
 
 import { useSignal } from '@preact/signals';
 import { useEffect, useState } from 'preact/hooks';
-import { Link } from 'wouter-preact';
 import { link } from '../live/feed';
 import { conversations, Refusal } from '../live/rest';
 import type { ConversationRow, Page } from '../live/wire';
@@ -159,9 +158,9 @@ function List({ rows }: { rows: ConversationRow[] }) {
         {rows.map((row) => (
           <tr key={row.id} data-testid="conversation-row" data-conversation={row.id}>
             <td class="cell-title">
-              <Link href={`/conversations/${row.id}`} class="row-link ellipsis">
+              <a href={`/conversations/${row.id}`} class="row-link ellipsis">
                 {titleOf(row)}
-              </Link>
+              </a>
               {row.tags.map((tag) => (
                 <span key={tag} class="tag">
                   {tag}

@@ -184,7 +184,7 @@ export const en = {
   search: {
     title: 'Search',
     label: 'Search everything that was said',
-    hint: 'Words or a "whole phrase"',
+    hint: 'Words that were said',
     go: 'Search',
     role: 'Said by',
     anyone: 'Anyone',

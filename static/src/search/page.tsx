@@ -2,7 +2,6 @@
 
 import { useSignal } from '@preact/signals';
 import { useEffect, useState } from 'preact/hooks';
-import { Link } from 'wouter-preact';
 import { link } from '../live/feed';
 import { Refusal, search } from '../live/rest';
 import type { SearchHit } from '../live/wire';
@@ -149,7 +148,7 @@ export function SearchPage() {
 function HitRow({ hit }: { hit: SearchHit }) {
   const { conversation, utterance, snippet } = hit;
   return (
-    <Link href={`/conversations/${conversation.id}?t=${utterance.start_ms}`} class="hit-row" data-testid="hit">
+    <a href={`/conversations/${conversation.id}?t=${utterance.start_ms}`} class="hit-row" data-testid="hit">
       <span class="hit-head">
         <strong class="ellipsis">{conversation.title ?? m.untitled}</strong>
         <StateBadge state={conversation.state} />
@@ -159,6 +158,6 @@ function HitRow({ hit }: { hit: SearchHit }) {
         <span class={`who ${utterance.role}`}>{m.role[utterance.role]}</span> <span class="number muted">{clock(utterance.start_ms)}</span>{' '}
         {snippet.map((piece, i) => (piece.hit ? <mark key={i}>{piece.text}</mark> : <span key={i}>{piece.text}</span>))}
       </span>
-    </Link>
+    </a>
   );
 }

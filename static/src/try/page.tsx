@@ -2,7 +2,6 @@
 
 import { useSignal } from '@preact/signals';
 import { useEffect, useMemo, useRef } from 'preact/hooks';
-import { Link } from 'wouter-preact';
 import { clock, inSeconds, m, oneDecimal } from '../messages';
 import { Icon } from '../parts/icon';
 import { useTitle } from '../parts/title';
@@ -172,9 +171,9 @@ function Console({ trial }: { trial: Trial }) {
           </button>
         )}
         {phase.is === 'finished' && trial.conversation.value && (
-          <Link class="button primary" href={`/conversations/${trial.conversation.value}`} data-testid="try-open">
+          <a class="button primary" href={`/conversations/${trial.conversation.value}`} data-testid="try-open">
             {m.try.open}
-          </Link>
+          </a>
         )}
         <span class={phase.is === 'running' && !phase.linked ? 'warn' : ''} role="status">
           {phase.is === 'running' && !phase.linked && <Icon name="unlinked" />} {state}

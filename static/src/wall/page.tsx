@@ -2,7 +2,6 @@
 
 import { signal } from '@preact/signals';
 import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
-import { Link } from 'wouter-preact';
 import { m } from '../messages';
 import { Icon } from '../parts/icon';
 import { useTitle } from '../parts/title';
@@ -188,9 +187,9 @@ function Empty() {
       <p>
         <code>make demo</code> {m.wall.emptyDemo}
       </p>
-      <Link href="/try" class="button primary">
+      <a href="/try" class="button primary">
         <Icon name="mic" /> {m.wall.emptyTry}
-      </Link>
+      </a>
     </div>
   );
 }

@@ -1,4 +1,3 @@
-import { Link } from 'wouter-preact';
 import { m } from '../messages';
 import { IntentBadge, MoodBadge } from '../parts/badges';
 import { Icon } from '../parts/icon';
@@ -18,7 +17,9 @@ export function TableHead({ ended }: { ended?: boolean }) {
         <span role="columnheader">{names.line}</span>
         <span role="columnheader">{names.intent}</span>
         <span role="columnheader">{names.mood}</span>
-        <span role="columnheader">{ended ? '' : names.lag}</span>
+        <span role="columnheader">
+          <span class={ended ? 'sr' : undefined}>{names.lag}</span>
+        </span>
         <span role="columnheader">{names.tier}</span>
       </div>
     </div>
@@ -44,9 +45,9 @@ export function TableRow({ tile, index }: { tile: Tile; index?: number }) {
             <span class="sr">{m.wall.risky}</span>
           </span>
         )}
-        <Link href={`/conversations/${tile.id}`} class="row-link ellipsis">
+        <a href={`/conversations/${tile.id}`} class="row-link ellipsis">
           {titleOf(tile)}
-        </Link>
+        </a>
       </span>
       <span role="cell">
         <Elapsed tile={tile} />

@@ -1,4 +1,3 @@
-import { Link } from 'wouter-preact';
 import { clock, inSeconds, m } from '../messages';
 import { IntentBadge, MoodBadge, TierBadge } from '../parts/badges';
 import { Icon } from '../parts/icon';
@@ -17,7 +16,7 @@ export function TileCard({ tile, index }: { tile: Tile; index: number }) {
   const marked = risk(tile) >= MARKED;
   return (
     <div role="listitem" class="tile-cell">
-      <Link
+      <a
         href={`/conversations/${tile.id}`}
         class={`tile${marked ? ' marked' : ''}${tile.connected ? '' : ' unlinked'}`}
         data-testid="tile"
@@ -49,7 +48,7 @@ export function TileCard({ tile, index }: { tile: Tile; index: number }) {
           {tile.sentiment ? <MoodBadge verdict={tile.sentiment} /> : <span class="muted">{m.wall.noSentiment}</span>}
           <Sparkline sentiments={tile.sentiments} />
         </div>
-      </Link>
+      </a>
     </div>
   );
 }
