@@ -1,7 +1,7 @@
 // The dashboard: routes, and what stands around every page.
 
 import { render } from 'preact';
-import { useEffect } from 'preact/hooks';
+import { useEffect, useRef } from 'preact/hooks';
 import { Route, Switch, useLocation } from 'wouter-preact';
 import { CallPage } from './call/page';
 import { ConversationsPage } from './conversations/page';
@@ -28,6 +28,7 @@ const PAGES: { path: string; icon: IconName; name: string }[] = [
 
 function Shell() {
   const [path, go] = useLocation();
+  const before = useRef<string | null>(null);
   useKeys({
     'g w': () => go('/'),
     'g c': () => go('/conversations'),
@@ -38,10 +39,12 @@ function Shell() {
     t: nextTheme,
   });
   useEffect(() => {
+    const first = before.current === null;
+    before.current = path;
     transcriptLagMs.value = null;
     shownHasEnded.value = false;
     // A followed link is gone with its page; keys and readers go on from the new one.
-    if (document.activeElement === document.body) document.getElementById('main')?.focus({ preventScroll: true });
+    if (!first && document.activeElement === document.body) document.getElementById('main')?.focus({ preventScroll: true });
   }, [path]);
   const current = PAGES.find((page) => page.path === path);
   return (
