@@ -48,6 +48,7 @@ function find(chord: string): ((event: KeyboardEvent) => void) | undefined {
 
 window.addEventListener('keydown', (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (document.querySelector('dialog[open]')) return; // a dialog has its own
   if (event.key === 'Escape') {
     if (typing(event.target)) (event.target as HTMLElement).blur();
     find('Escape')?.(event);

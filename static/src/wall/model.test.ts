@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { ConversationRow, Delta, WallTile } from '../live/wire';
 import { Wall } from './model';
-import { matches, risk, sorted } from './risk';
+import { matches, risk, sorted, steady } from './risk';
 
 const row = (id: string, more: Partial<ConversationRow> = {}): ConversationRow => ({
   id,
@@ -131,6 +131,14 @@ test('the most worrying call comes first', () => {
     ['soured', 'mended', 'calm'],
   );
   assert.equal(risk({ ...tile('new'), spoken: [] }), 0);
+});
+
+test('a wall under a hand keeps its order, and new calls come last', () => {
+  const tiles = ['new', 'b', 'a'].map((id) => ({ ...tile(id), spoken: [] }));
+  assert.deepEqual(
+    steady(tiles, ['a', 'gone', 'b']).map((one) => one.id),
+    ['a', 'b', 'new'],
+  );
 });
 
 test('a filter looks at title, words, intent and tags', () => {

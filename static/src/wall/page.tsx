@@ -10,7 +10,7 @@ import { now } from '../shell/clock';
 import { useKeys } from '../shell/keys';
 import { transcriptLagMs } from '../shell/link-state';
 import type { Tile } from './model';
-import { MARKED, matches, type Order, risk, sorted } from './risk';
+import { MARKED, matches, type Order, risk, sorted, steady } from './risk';
 import { followWall, wall, wallDrawn } from './store';
 import { TableHead, TableRow } from './table';
 import { TileCard } from './tile';
@@ -18,6 +18,8 @@ import { TileCard } from './tile';
 const TILE_WIDTH = 290;
 const TILE_HEIGHT = 164;
 const ROW_HEIGHT = 52;
+/** A wall that was just touched keeps its order for this long. */
+const STEADY_MS = 3_000;
 /** Below this the table is a stack of two-line rows. */
 const NARROW = 720;
 
@@ -36,10 +38,14 @@ export function WallPage() {
   const width = useWidth(scroller);
 
   const live = wall.live();
-  const shown = sorted(
-    live.filter((tile) => matches(tile, filter.value)),
-    order.value,
-  );
+  const touchedAt = useRef(Number.NEGATIVE_INFINITY);
+  const places = useRef<{ order: Order; ids: string[] }>({ order: order.value, ids: [] });
+  const wanted = live.filter((tile) => matches(tile, filter.value));
+  const held = places.current.order === order.value && performance.now() - touchedAt.current < STEADY_MS;
+  const inOrder = sorted(wanted, order.value);
+  const shown = held ? steady(inOrder, places.current.ids) : inOrder;
+  places.current = { order: order.value, ids: shown.map((tile) => tile.id) };
+  const touched = () => (touchedAt.current = performance.now());
   const marked = live.filter((tile) => risk(tile) >= MARKED).length;
   useLag(live);
 
@@ -56,7 +62,7 @@ export function WallPage() {
   });
 
   return (
-    <div class="page wall" ref={scroller}>
+    <div class="page wall" ref={scroller} onPointerMove={touched} onKeyDown={touched}>
       <header class="page-head">
         <h1>{m.wall.title}</h1>
         {wall.known && (

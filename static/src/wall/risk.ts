@@ -38,6 +38,13 @@ export function sorted(tiles: Tile[], order: Order): Tile[] {
   return [...tiles].sort(by[order]);
 }
 
+/** The same calls in the order they had, new ones after them: nothing moves away under a hand that is about to click. */
+export function steady(tiles: Tile[], before: readonly string[]): Tile[] {
+  const place = new Map(before.map((id, i) => [id, i]));
+  const at = (tile: Tile) => place.get(tile.id) ?? before.length;
+  return [...tiles].sort((a, b) => at(a) - at(b));
+}
+
 /** Whether every word of the query stands in something the tile shows. */
 export function matches(tile: Tile, query: string): boolean {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
