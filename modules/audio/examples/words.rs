@@ -2,6 +2,8 @@
 //!
 //! Whole: cut in silences, pieces of at most 20 s. Streamed: 20 ms frames through the contract, as fast as the engine takes them.
 //! Prints substitutions + deletions + insertions over reference words, and the difference with a bootstrap interval over recordings.
+//! `-v` shows the texts that differ. `--levels 0.6,1,1.7` hears each recording at several levels: the model is quantized, near ties fall
+//! one way or the other, and more hearings average that out. `--partials` has partials drafted along the way.
 //! Human recordings: `../shared/data/speech` or `$QUICKCOMM_SPEECH`; skipped, loudly, when absent.
 
 use audio::engine::{
@@ -32,30 +34,25 @@ struct Recording {
     reference: Vec<String>,
 }
 
+impl Recording {
+    /// The same, louder or softer.
+    fn at(&self, level: f32) -> Self {
+        let samples = self.samples.iter().map(|s| s * level).collect();
+        Self { set: self.set, name: format!("{} x{level}", self.name), rate: self.rate, samples, reference: self.reference.clone() }
+    }
+}
+
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|p| p.join("tests/fixtures/calls").exists()).map(Path::to_owned);
-    let root = root.or_else(|| std::env::var_os("QUICKCOMM_ROOT").map(PathBuf::from)).expect("the repository");
+    let root = std::env::var_os("QUICKCOMM_ROOT").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let root = root.ancestors().find(|p| p.join("tests/fixtures/calls").exists()).expect("the repository");
     let models = std::env::var_os("QUICKCOMM_MODELS").map_or_else(|| root.join(".quickcomm/models"), PathBuf::from);
-    let recordings = Arc::new(speech(&root).into_iter().chain(calls(&root)).collect::<Vec<_>>());
-    let gains: Vec<f32> = std::env::var("GAINS").unwrap_or("1".into()).split(',').map(|g| g.parse().expect("a gain")).collect();
-    let recordings = Arc::new(
-        gains
-            .iter()
-            .flat_map(|gain| {
-                recordings.iter().map(move |r| Recording {
-                    samples: r.samples.iter().map(|s| s * gain).collect(),
-                    name: r.name.clone(),
-                    reference: r.reference.clone(),
-                    ..*r
-                })
-            })
-            .collect::<Vec<_>>(),
-    );
-    let recordings = {
-        let mut r = Arc::into_inner(recordings).expect("one owner");
-        r.sort_by_key(|r| r.set);
-        Arc::new(r)
-    };
+    let argument = |name: &str| std::env::args().skip_while(|a| a != name).nth(1);
+    let mut recordings: Vec<Recording> = speech(root).into_iter().chain(calls(root)).collect();
+    if let Some(levels) = argument("--levels") {
+        let levels: Vec<f32> = levels.split(',').map(|l| l.parse().expect("a level")).collect();
+        recordings = recordings.iter().flat_map(|r| levels.iter().map(|level| r.at(*level))).collect();
+    }
+    let recordings = Arc::new(recordings);
     let runtime = Runtime::load(&models).expect("the runtime");
     let verbose = std::env::args().any(|a| a == "-v");
 

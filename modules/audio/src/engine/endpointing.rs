@@ -208,13 +208,14 @@ impl Endpointer {
         let voiced = score >= if in_pause { self.rules.enter } else { self.rules.exit };
         if voiced {
             let pause = self.now - FRAME as u64 - open.voiced_to;
-            let paused = open.paused.take();
             let spoken = open.voiced_to - open.first_voiced;
+            let guess = open.paused.take();
+            let between = guess.unwrap_or(open.voiced_to + pause / 2);
             open.voiced_to = self.now;
             let enough = self.rules.pauses.iter().find(|(length, _)| spoken >= *length).map(|(_, pause)| *pause);
-            if let Some(to) = paused.filter(|_| enough.is_some_and(|enough| pause >= enough)) {
-                self.cut(to, false, decisions);
-            } else if paused.is_some() {
+            if in_pause && enough.is_some_and(|enough| pause >= enough) {
+                self.cut(between, decisions);
+            } else if guess.is_some() {
                 decisions.push(Decision::Resumed);
             }
         } else {
@@ -231,18 +232,19 @@ impl Endpointer {
                 return;
             }
         }
-        self.cut_for_length(decisions);
+        // A pause that silence may still end is not cut for length: whoever waits for the end of speech would wait in vain.
+        self.cut_for_length(voiced || self.rules.silence.is_none(), decisions);
     }
 
-    fn cut_for_length(&mut self, decisions: &mut Vec<Decision>) {
+    fn cut_for_length(&mut self, softly: bool, decisions: &mut Vec<Decision>) {
         let Some(open) = &self.open else { return };
         let length = self.now - open.from;
         if length < self.rules.soft_cut {
             return;
         }
         let (to, lowest) = self.quietest(self.now.saturating_sub(LOOK_BACK).max(open.from + FRAME as u64));
-        if lowest < BETWEEN_WORDS || length + FRAME as u64 > self.rules.hard_cut {
-            self.cut(to, false, decisions);
+        if (softly && lowest < BETWEEN_WORDS) || length + FRAME as u64 > self.rules.hard_cut {
+            self.cut(to, decisions);
         }
     }
 
@@ -259,19 +261,16 @@ impl Endpointer {
         best
     }
 
-    /// Ends the open utterance at `to`, in the past; what came after it is the beginning of the next.
-    fn cut(&mut self, to: u64, speech_final: bool, decisions: &mut Vec<Decision>) {
-        decisions.push(Decision::Speech(self.stretch_of_open(to, speech_final)));
+    /// Ends the open utterance at `to`, in the past; what was voiced after it is the beginning of the next.
+    fn cut(&mut self, to: u64, decisions: &mut Vec<Decision>) {
+        let (voiced, ..) = self.voiced_in(to, self.now);
+        decisions.push(Decision::Speech(self.stretch_of_open(to, voiced.is_empty())));
         self.decided = to;
-        let (voiced, frames, _) = self.voiced_in(to, self.now);
-        self.open = None;
-        match (voiced.first(), voiced.last()) {
-            (Some(first), Some(last)) if frames as u64 * FRAME as u64 >= self.rules.min_speech || last.end == self.now => {
-                self.open = Some(Open { from: to, first_voiced: first.start, voiced_to: last.end, paused: None });
-                decisions.push(Decision::Started { at: first.start, from: to });
-            }
-            _ => (self.candidate, self.candidate_voiced) = (None, 0),
-        }
+        (self.candidate, self.candidate_voiced) = (None, 0);
+        self.open = voiced.first().zip(voiced.last()).map(|(first, last)| {
+            decisions.push(Decision::Started { at: first.start, from: to });
+            Open { from: to, first_voiced: first.start, voiced_to: last.end, paused: None }
+        });
     }
 
     fn stretch_of_open(&self, to: u64, speech_final: bool) -> Stretch {
@@ -449,6 +448,11 @@ mod tests {
         let seen = decisions(&mut endpointer, &"#".repeat(140));
         let Some(Decision::Speech(hard)) = seen.iter().find(|d| matches!(d, Decision::Speech(_))) else { panic!("no cut") };
         assert!(hard.to - hard.from > 16 * 9500 && hard.to - hard.from <= 16 * 12_000, "{hard:?}");
+    }
+
+    #[test]
+    fn a_pause_in_long_speech_still_ends_with_the_end_of_speech() {
+        check(&format!("{}....|", "#".repeat(82)));
     }
 
     #[test]

@@ -25,6 +25,14 @@ pub struct Memory {
     context: Vec<f32>,
 }
 
+impl Memory {
+    /// Lets a frame pass unscored; the model's state stays, its context follows.
+    pub fn pass(&mut self, frame: &[f32]) {
+        self.context.clear();
+        self.context.extend_from_slice(&frame[frame.len().saturating_sub(CONTEXT)..]);
+    }
+}
+
 impl Vad {
     pub fn open(runtime: &Runtime, model: &ModelDir) -> Result<Self, ModelError> {
         let file = model.file("silero_vad_op18_ifless.onnx")?;

@@ -190,10 +190,9 @@ impl Worker {
         loop {
             let queue = if pace == Pace::Live { &mut self.live } else { &mut self.batch };
             let Some(id) = queue.pop_front() else { break };
-            let before = self.floor.board.has_work(self.index);
             self.with(id, |session, tools| session.consume(tools, TURN));
             consumed = true;
-            if before || !self.running.is_empty() || self.floor.board.has_work(self.index) {
+            if self.floor.board.has_work(self.index) {
                 self.floor.ring(self.index);
             }
             if pace == Pace::Batch {
