@@ -26,6 +26,9 @@ fn main() {
         Question { name: "(b) partials every 500 ms", listening: Listening { endpointing_ms: 400, partial_ms: Some(500) }, limit_ms: 1000.0, start: 40 },
         Question { name: "(b) finals only", listening: Listening { endpointing_ms: 400, partial_ms: None }, limit_ms: 1000.0, start: 100 },
     ];
+    if let Ok(file) = std::env::var("QUICKCOMM_PROFILE") {
+        return runtime.block_on(profile(&file));
+    }
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     println!("| rule | channels held | final p50 / p95 ms | partial age p95 ms | server / generator CPU, cores |");
     println!("| --- | --- | --- | --- | --- |");
@@ -100,4 +103,19 @@ async fn trial(question: &Question, channels: usize) -> Felt {
     let server = Server::start(data.path(), &[("QUICKCOMM_AUDIO__ENGINE__ADMISSION", "false")]);
     let tracks = tracks(channels, if quick() { 12.0 } else { 30.0 });
     run(&server.http, server.pid(), &tracks, question.listening).await
+}
+
+/// A load within capacity, with `perf` looking at the server.
+async fn profile(file: &str) {
+    let data = scratch();
+    let server = Server::start(data.path(), &[]);
+    let tracks = tracks(24, 30.0);
+    let mut perf = std::process::Command::new("perf")
+        .args(["record", "--quiet", "--event", "cpu-clock", "--freq", "199", "--call-graph", "fp", "--output", file, "--pid", &server.pid().to_string()])
+        .spawn()
+        .expect("perf is installed");
+    let felt = run(&server.http, server.pid(), &tracks, Listening { endpointing_ms: 250, partial_ms: Some(250) }).await;
+    println!("24 channels with partials: p95 of finals {:.0} ms, server {:.2} cores", felt.final_ms(0.95), felt.server_cpu / felt.wall);
+    drop(server); // perf ends with the process it looks at
+    perf.wait().expect("perf is ours");
 }

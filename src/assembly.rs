@@ -27,6 +27,8 @@ use tracing::info;
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// Then every task gets this long.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How often a remote module is asked for its health, and how long it may take to answer.
+const PEER_CHECK: Duration = Duration::from_secs(2);
 /// Threads for sockets and HTTP; they compute nothing.
 const HTTP_WORKERS: usize = 2;
 
@@ -67,6 +69,11 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         conversations: record.clone().map(|record| fabric::local::conversations(record)),
     };
     name_modules(&status, &config);
+    for (name, place) in [("audio", &config.modules.audio), ("inference", &config.modules.inference)] {
+        if place.mode == Mode::Remote {
+            watch(name, place, &status, &mut tasks)?;
+        }
+    }
 
     let mut front = None;
     if let (Some(record), Some(audio), Some(inference), Some(conversations)) = (record, handles.audio, handles.inference, handles.conversations) {
@@ -218,8 +225,8 @@ impl Front {
         let addr = server.addrs().first().copied().context("the HTTP listener has no address")?;
 
         // In the order in which they stop: no new work, then what is under way, then what keeps it.
+        let running = server.run();
         tasks.spawn("http", OnEnd::ExitProcess, STOP_LIMIT * 2, |stop| async move {
-            let running = server.run();
             let handle = running.handle();
             let stopping = tokio::spawn(async move {
                 stop.cancelled().await;
@@ -276,8 +283,24 @@ fn name_modules(status: &Status, config: &Config) {
     }
 }
 
+/// Asks a remote module how it is, so that the status page and `/readyz` know before a caller finds out.
+fn watch(name: &'static str, place: &Place, status: &Status, tasks: &mut Supervisor) -> anyhow::Result<()> {
+    let health = fabric::connect::health(endpoint(place)).with_context(|| format!("modules.{name}.endpoints"))?;
+    let status = status.clone();
+    tasks.spawn("peers", OnEnd::ExitProcess, STOP_LIMIT, move |stop| async move {
+        let mut look = tokio::time::interval(PEER_CHECK);
+        loop {
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
+            match health.check(name, PEER_CHECK).await {
+                Ok(()) => status.turn(name, ModuleState::Ready, "serving"),
+                Err(error) => status.turn(name, ModuleState::Failing, error.to_string()),
+            }
+        }
+    });
+    Ok(())
+}
+
 fn describe_metrics() {
-    audio::describe_metrics();
     inference::metrics::describe();
     api::describe_metrics();
     fabric::describe_metrics();

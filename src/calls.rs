@@ -30,7 +30,7 @@ pub struct Script {
     pub name: String,
     pub title: String,
     pub file: String,
-    /// `mulaw` for telephony; anything else is sent as 16-bit samples, or as float at 48 kHz.
+    /// With `mulaw` in it for telephony; anything else is sent as 16-bit samples, or as float at 48 kHz.
     pub encoding: String,
     pub duration_s: f64,
     pub turns: Vec<Turn>,
@@ -61,9 +61,9 @@ pub fn load(name: &str) -> anyhow::Result<DemoCall> {
     let file = |name: &str| Files::get(name).with_context(|| format!("there is no bundled call {name:?}; there are {}", names().join(", ")));
     let script: Script = serde_json::from_slice(&file(&format!("{name}.json"))?.data).with_context(|| format!("reading {name}.json"))?;
     let sound = file(&script.file)?.data.into_owned();
-    let decoded = audio::engine::decode::file(sound.into(), &audio::engine::decode::Limits::default()).with_context(|| format!("decoding {}", script.file))?;
-    let encoding = match (script.encoding.as_str(), decoded.rate.hz()) {
-        ("mulaw", _) => Encoding::Mulaw,
+    let decoded = audio::engine::decode::file::bytes(sound.into(), Default::default()).with_context(|| format!("decoding {}", script.file))?;
+    let encoding = match (script.encoding.contains("mulaw"), decoded.rate.hz()) {
+        (true, _) => Encoding::Mulaw,
         (_, 48_000) => Encoding::Float32,
         _ => Encoding::Linear16,
     };

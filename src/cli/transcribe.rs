@@ -15,6 +15,7 @@ use platform::onnx::Runtime;
 use serde_json::json;
 use std::{
     fmt::Write as _,
+    ops::ControlFlow,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -56,8 +57,11 @@ struct Line {
 
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let name = options.file.display().to_string();
-    let bytes = std::fs::read(&options.file).with_context(|| format!("reading {name}"))?;
-    let decoded = decode::file(bytes.into(), &decode::Limits::default()).with_context(|| format!("decoding {name}"))?;
+    let decoded = decode::file::path(&options.file, decode::file::Limits::default(), &mut |_| ControlFlow::Continue(()))
+        .with_context(|| format!("reading {name}"))?;
+    if let Some(torn) = &decoded.truncated {
+        eprintln!("quickcomm: {name} is cut short: its header promises {} bytes of sound, it has {}", torn.expected, torn.found);
+    }
     let seconds = decoded.channels.first().map_or(0.0, |c| c.len() as f64 / f64::from(decoded.rate.hz()));
 
     let begin = Instant::now();

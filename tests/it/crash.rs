@@ -33,7 +33,7 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
     if models().is_none() {
         return;
     }
-    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").expect("a telephony call is bundled");
+    let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).expect("a telephony call is bundled");
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::start(data.path(), &[], &[]);
     let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
@@ -76,7 +76,7 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_resend_is_covered_by_the_recording() {
     let (Some(_), Some(python)) = (models(), crate::deepgram_sdk::python()) else { return };
-    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").expect("a telephony call is bundled");
+    let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).expect("a telephony call is bundled");
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::start(data.path(), &[], &[]);
     let raw = crate::deepgram_sdk::interleaved(data.path(), &call);

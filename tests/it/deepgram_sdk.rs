@@ -47,7 +47,7 @@ async fn sdk(python: &Path, arguments: &[&str]) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_unchanged_sdk_hears_a_two_channel_call() {
     let (Some(_), Some(python)) = (models(), python()) else { return };
-    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").expect("a telephony call is bundled");
+    let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).expect("a telephony call is bundled");
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[], &[]);
     let raw = interleaved(data.path(), &call);

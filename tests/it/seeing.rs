@@ -14,7 +14,7 @@ async fn health_and_metrics_tell_what_a_speaker_feels() {
     }
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[], &[]);
-    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").unwrap();
+    let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).unwrap();
     let (_, mut events) = speak(&call, &server.http, None).await.unwrap();
     let mut finals = 0;
     while let Some(event) = events.recv().await {
@@ -61,7 +61,7 @@ async fn one_trace_id_leads_from_socket_to_row_and_no_word_is_logged() {
     let stderr = child.stderr.take().unwrap();
     let log = std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>());
 
-    let call = demo_calls().into_iter().find(|c| c.script.encoding == "mulaw").unwrap();
+    let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).unwrap();
     let (id, mut events) = speak(&call, &url, None).await.unwrap();
     let mut said = vec![];
     while let Some(event) = events.recv().await {

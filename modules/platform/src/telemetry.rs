@@ -13,7 +13,7 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 pub struct Settings {
     /// `text` for people, `json` for collectors. Default: text.
     pub format: LogFormat,
-    /// Directives as in `RUST_LOG`, which has precedence. Default: info.
+    /// Directives as in `RUST_LOG`, which has precedence. Default: info, with libraries at warn.
     pub filter: String,
 }
 
@@ -26,7 +26,7 @@ pub enum LogFormat {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".into() }
+        Self { format: LogFormat::Text, filter: "info,ort=warn,actix_server=warn".into() }
     }
 }
 
