@@ -1,12 +1,45 @@
-//! The rungs of understanding that need nothing outside this process: local classifier, rules, pending.
+//! The rungs of understanding that need nothing outside this process: the local classifier, and rules below it.
+//!
+//! Invariants: a call is never failed by a model; who answered, and instead of whom, stands in every insight; the same request gives the
+//! same ids, and the same labels as long as the same rung answers (the rung is part of the run's configuration).
 
-use crate::Settings;
+use crate::{
+    Settings,
+    breaker::Breaker,
+    classifier::{Classifier, ClassifyError, Pending, Question, Reading, State},
+    labels::Labels,
+    metrics as names,
+    rules::{Rules, Verdict},
+    summary,
+    turn::Turn,
+};
 use async_trait::async_trait;
 use contracts::{
     CallCx, CallError, EventStream, Inference, InsightId, RunId,
-    inference::{Analyze, Insight, Provenance, Summarize, SummaryItem, Task, Tier, TierStatus},
+    audio::Role,
+    inference::{Analyze, Evidence, Insight, Label, Provenance, Summarize, SummaryItem, Task, Tier, TierStatus, Utterance},
 };
-use std::path::{Path, PathBuf};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use tracing::{debug, info, warn};
+
+/// Raised when the same labels and model would answer differently.
+const CODE: u32 = 1;
+/// Words of a turn that are read; the rest of a longer one is not.
+const WORDS: usize = 200;
+/// Turns before one that may tell what it carries on.
+const CONTEXT: usize = 3;
+/// Other labels worth telling, beside the best.
+const ALSO: f32 = 0.15;
+const MOST_LABELS: usize = 3;
+/// Customer turns whose intent is asked for when summing up.
+const SUMMED_UP: usize = 40;
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Why the module cannot start. A missing model is no reason: it only lowers the rung.
 #[derive(Debug, thiserror::Error)]
@@ -18,57 +51,353 @@ pub enum StartError {
 }
 
 /// Keeps the contract `Inference` in this process.
-pub struct Local {}
+pub struct Local {
+    labels: Vec<Labels>,
+    rules: Vec<Rules>,
+    classifier: Result<Classifier, NoClassifier>,
+    breaker: Mutex<Breaker>,
+    timeout: Duration,
+    reserve: Duration,
+}
+
+enum NoClassifier {
+    /// Rules are the best rung that was asked for.
+    Unwanted,
+    /// For people.
+    Missing(String),
+}
+
+/// Who may answer now.
+enum Rung {
+    Local {
+        model: String,
+    },
+    /// With the reason why not the classifier, when it was wanted.
+    Rules {
+        instead: Option<String>,
+    },
+}
+
+/// What was found in one turn for one task.
+struct Finding {
+    labels: Vec<(usize, f32)>,
+    evidence: Option<Range<usize>>,
+    abstained: Option<String>,
+}
 
 impl Local {
-    /// Loads labels and, where `runtime` and the model in `models/minilm-l6-v2` are usable, the classifier.
+    /// Reads the labels and, where `runtime` and the model in `models/minilm-l6-v2` are usable, starts the classifier, which loads in the
+    /// background: calls wait for it within their budget.
     ///
     /// # Errors
     /// Invalid settings or label files only.
     pub fn start(runtime: Option<&platform::onnx::Runtime>, models: &Path, settings: &Settings) -> Result<Self, StartError> {
         settings.check().map_err(StartError::Setting)?;
-        let _ = (runtime, models);
-        Ok(Self {})
+        let labels = read_labels(settings)?;
+        let classifier = match runtime {
+            _ if !settings.classifier => Err(NoClassifier::Unwanted),
+            None => Err(NoClassifier::Missing("the ONNX Runtime library is not loaded".into())),
+            Some(runtime) => Ok(Classifier::start(runtime.clone(), &models.join("minilm-l6-v2"), labels.clone(), settings)),
+        };
+        Ok(Self::with(classifier, labels, settings))
+    }
+
+    fn with(classifier: Result<Classifier, NoClassifier>, labels: Vec<Labels>, settings: &Settings) -> Self {
+        if let Err(NoClassifier::Missing(reason)) = &classifier {
+            warn!(%reason, "the classifier is not there; rules answer in its place");
+        }
+        Self {
+            rules: labels.iter().map(Rules::new).collect(),
+            labels,
+            classifier,
+            breaker: Mutex::new(Breaker::new(settings.breaker_failures, Duration::from_millis(settings.breaker_pause_ms))),
+            timeout: Duration::from_millis(settings.timeout_ms),
+            reserve: Duration::from_millis(settings.reserve_ms),
+        }
+    }
+
+    /// Waits until the classifier is loaded, or known to be missing; the reason if it is.
+    ///
+    /// # Errors
+    /// Why rules answer although the classifier was wanted.
+    pub async fn ready(&self) -> Result<(), String> {
+        match &self.classifier {
+            Ok(classifier) => match classifier.loaded().await {
+                State::Failed(reason) => Err(reason),
+                State::Loading | State::Ready(_) => Ok(()),
+            },
+            Err(NoClassifier::Unwanted) => Ok(()),
+            Err(NoClassifier::Missing(reason)) => Err(reason.clone()),
+        }
     }
 
     /// Answers what is under way and ends the threads.
-    pub async fn shutdown(&self) {}
-}
+    pub async fn shutdown(&self) {
+        let Ok(classifier) = &self.classifier else { return };
+        let threads = classifier.close();
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|t| t.join().err()).count());
+        match joined.await {
+            Ok(0) => info!("the classifier has stopped"),
+            _ => warn!("a thread of the classifier did not end well"),
+        }
+    }
 
-#[async_trait]
-impl Inference for Local {
-    async fn analyze(&self, _cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
-        let mut insights = vec![];
-        for task in &request.tasks {
-            let run = RunId::live(request.conversation, task.name(), "pending");
-            for utterance in &request.utterances {
-                insights.push(Insight {
-                    id: InsightId::of(run, utterance.id),
-                    run,
-                    conversation: request.conversation,
-                    utterance: utterance.id,
-                    task: *task,
-                    labels: vec![],
-                    abstained: Some("nothing is there to tell it by".into()),
-                    evidence: vec![],
-                    provenance: Provenance {
-                        tier: Tier::Pending,
-                        model: "none".into(),
-                        degraded_from: Some(Tier::Local),
-                        config_hash: "pending".into(),
-                        latency_ms: 0,
-                    },
-                });
+    /// Waits for a classifier that is still loading as long as the call may wait.
+    async fn rung(&self, cx: &CallCx) -> Rung {
+        let rules = |reason: String| Rung::Rules { instead: Some(reason) };
+        let classifier = match &self.classifier {
+            Ok(classifier) => classifier,
+            Err(NoClassifier::Unwanted) => return Rung::Rules { instead: None },
+            Err(NoClassifier::Missing(reason)) => return rules(reason.clone()),
+        };
+        let Some(time) = self.time(cx) else { return rules("too little of the call's time was left".into()) };
+        let model = match tokio::time::timeout(time, classifier.loaded()).await {
+            Ok(State::Ready(model)) => model,
+            Ok(State::Failed(reason)) => return rules(reason),
+            Ok(State::Loading) | Err(_) => return rules("the classifier is still loading".into()),
+        };
+        let now = Instant::now();
+        let mut breaker = self.breaker.lock();
+        if breaker.admits(now) {
+            Rung::Local { model }
+        } else {
+            rules(breaker.reason(now).unwrap_or_else(|| "the classifier rests".into()))
+        }
+    }
+
+    /// What the classifier may take of the call's time; `None` when it is not worth asking.
+    fn time(&self, cx: &CallCx) -> Option<Duration> {
+        let time = cx.remaining().saturating_sub(self.reserve);
+        (!time.is_zero()).then(|| time.min(self.timeout))
+    }
+
+    /// Puts every turn that needs the classifier into its queue.
+    fn ask(&self, cx: &CallCx, questions: &[Question]) -> Result<Vec<Option<Pending>>, CallError> {
+        let (Ok(classifier), Some(time)) = (&self.classifier, self.time(cx)) else { return Ok(questions.iter().map(|_| None).collect()) };
+        let asked = questions.iter().map(|q| if q.tasks.is_empty() { Ok(None) } else { classifier.ask(q.clone(), time).map(Some) });
+        asked.collect::<Result<_, _>>().map_err(|e| match e {
+            ClassifyError::Busy(_) => CallError::busy(AGAIN_AFTER, e.to_string()),
+            other => CallError::unavailable(other.to_string()),
+        })
+    }
+
+    /// One reading per task of the turn, or why there is none.
+    async fn answer(&self, pending: Pending) -> Result<Vec<Reading>, String> {
+        let result = pending.answer().await;
+        let mut breaker = self.breaker.lock();
+        let (kind, error) = match result {
+            Ok(readings) => {
+                breaker.succeeded();
+                return Ok(readings);
+            }
+            Err(e @ ClassifyError::Panicked) => ("panicked", e),
+            Err(e @ ClassifyError::Slow(_)) => ("timeout", e),
+            Err(e @ ClassifyError::Model(_)) => ("model", e),
+            Err(e) => return Err(e.to_string()), // the queue, not the classifier
+        };
+        metrics::counter!(names::FAILED, "reason" => kind).increment(1);
+        warn!(error = %error, "the classifier failed; rules answer in its place");
+        breaker.failed(Instant::now(), error.to_string());
+        Err(error.to_string())
+    }
+
+    fn labels(&self, task: Task) -> &Labels {
+        self.labels.iter().find(|l| l.task == task).expect("labels of every task are read at start")
+    }
+
+    fn by_classifier(&self, task: Task, reading: Reading) -> Finding {
+        let labels = self.labels(task);
+        let best = reading.best();
+        let (name, score) = (&labels.labels[best].name, reading.scores[best]);
+        if labels.labels[best].none {
+            return Finding::abstains("nothing is asked for that has a label");
+        }
+        if score < labels.abstain_below {
+            return Finding::abstains(format!("not sure: the nearest is {name} at {score:.2}"));
+        }
+        let mut ranked: Vec<(usize, f32)> =
+            reading.scores.into_iter().enumerate().filter(|(l, s)| *l == best || *s >= ALSO && !labels.labels[*l].none).collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ranked.truncate(MOST_LABELS);
+        Finding { labels: ranked, evidence: reading.evidence, abstained: None }
+    }
+
+    fn by_rules(&self, task: Task, turn: &Turn, role: Role) -> Finding {
+        let rules = &self.rules[self.labels.iter().position(|l| l.task == task).expect("labels of every task are read at start")];
+        match rules.decide(turn, role) {
+            Verdict::Says { labels, evidence } => Finding { labels, evidence, abstained: None },
+            Verdict::None => Finding::abstains("nothing is asked for that has a label"),
+            Verdict::Unsure => Finding::abstains("no pattern decides it"),
+        }
+    }
+
+    fn config_hash(&self, task: Task, tier: Tier, model: &str) -> String {
+        let mut hash = Sha256::new();
+        for part in [self.labels(task).source.as_str(), model, tier.name(), &CODE.to_string()] {
+            hash.update(part.as_bytes());
+            hash.update([0]);
+        }
+        hex::encode(&hash.finalize()[..6])
+    }
+
+    fn insight(
+        &self,
+        task: Task,
+        utterance: &Utterance,
+        finding: Finding,
+        tier: Tier,
+        model: &str,
+        wanted: bool,
+        begun: Instant,
+    ) -> Insight {
+        let config_hash = self.config_hash(task, tier, model);
+        let run = RunId::live(utterance.conversation, task.name(), &config_hash);
+        let degraded_from = (wanted && tier == Tier::Rules).then_some(Tier::Local);
+        let labels = [("task", task.name()), ("tier", tier.name())];
+        metrics::histogram!(names::ANALYZE, &labels).record(begun.elapsed().as_secs_f64());
+        if finding.abstained.is_some() {
+            metrics::counter!(names::ABSTAINED, &labels).increment(1);
+        }
+        if degraded_from.is_some() {
+            metrics::counter!(names::DEGRADED, &labels).increment(1);
+        }
+        let definitions = &self.labels(task).labels;
+        let evidence = finding.evidence.filter(|span| !span.is_empty() && span.end <= utterance.words.len());
+        Insight {
+            id: InsightId::of(run, utterance.id),
+            run,
+            conversation: utterance.conversation,
+            utterance: utterance.id,
+            task,
+            labels: finding.labels.into_iter().map(|(l, score)| Label { name: definitions[l].name.clone(), score }).collect(),
+            abstained: finding.abstained,
+            evidence: evidence
+                .map(|span| Evidence { utterance: utterance.id, word_from: span.start as u32, word_to: span.end as u32 })
+                .into_iter()
+                .collect(),
+            provenance: Provenance {
+                tier,
+                model: model.into(),
+                degraded_from,
+                config_hash,
+                latency_ms: begun.elapsed().as_millis() as u32,
+            },
+        }
+    }
+
+    async fn understand(&self, cx: &CallCx, request: &Analyze) -> Result<Vec<Insight>, CallError> {
+        let begun = Instant::now();
+        let rung = self.rung(cx).await;
+        let questions = questions(request);
+        let (asked, model, instead) = match rung {
+            Rung::Local { model } => (self.ask(cx, &questions)?, model, None),
+            Rung::Rules { instead } => (questions.iter().map(|_| None).collect(), String::new(), Some(instead)),
+        };
+        let wanted = !matches!(self.classifier, Err(NoClassifier::Unwanted));
+        if let Some(Some(reason)) = &instead {
+            debug!(%reason, "rules answer in the classifier's place");
+        }
+        let mut insights = Vec::with_capacity(request.tasks.len() * request.utterances.len());
+        for ((utterance, Question { turn, tasks, .. }), pending) in request.utterances.iter().zip(&questions).zip(asked) {
+            let mut readings: Vec<Option<Reading>> = match pending {
+                Some(pending) => self.answer(pending).await.map(|all| all.into_iter().map(Some).collect()).unwrap_or_default(),
+                None => vec![],
+            };
+            let classified = !readings.is_empty() || (tasks.is_empty() && instead.is_none());
+            for task in &request.tasks {
+                let reading = tasks.iter().position(|t| t == task).and_then(|i| readings.get_mut(i)?.take());
+                let finding = match (plain_answer(*task, utterance.role, turn), reading) {
+                    (Some(reason), _) => Finding::abstains(reason),
+                    (None, Some(reading)) => self.by_classifier(*task, reading),
+                    (None, None) => self.by_rules(*task, turn, utterance.role),
+                };
+                let (tier, by) = if classified { (Tier::Local, model.as_str()) } else { (Tier::Rules, "rules 1") };
+                insights.push(self.insight(*task, utterance, finding, tier, by, wanted, begun));
             }
         }
         Ok(insights)
     }
+}
 
-    async fn summarize(&self, _cx: CallCx, _request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        Ok(Box::pin(futures::stream::empty()))
+/// One question per utterance. What was said before it by the same role goes along: the context, and earlier turns of the request.
+fn questions(request: &Analyze) -> Vec<Question> {
+    let turn_of = |u: &Utterance| Turn::of(&u.words[..u.words.len().min(WORDS)]);
+    let said: Vec<&Utterance> = request.context.iter().chain(&request.utterances).collect();
+    let question = |(at, utterance): (usize, &Utterance)| {
+        let turn = turn_of(utterance);
+        let tasks = request.tasks.iter().copied().filter(|t| plain_answer(*t, utterance.role, &turn).is_none()).collect();
+        let earlier = &said[..request.context.len() + at];
+        let recent = &earlier[earlier.len().saturating_sub(CONTEXT)..];
+        let before = recent.iter().filter(|u| u.role == utterance.role).map(|u| turn_of(u)).collect();
+        Question { turn, role: utterance.role, before, tasks, evidence: true }
+    };
+    request.utterances.iter().enumerate().map(question).collect()
+}
+
+/// What needs neither model nor rules to say.
+fn plain_answer(task: Task, role: Role, turn: &Turn) -> Option<&'static str> {
+    if turn.is_empty() {
+        return Some("no words");
+    }
+    (task == Task::Intent && role == Role::Agent).then_some("agent turn")
+}
+
+fn read_labels(settings: &Settings) -> Result<Vec<Labels>, StartError> {
+    let path = |task| match task {
+        Task::Intent => settings.intent_labels.as_deref(),
+        Task::Sentiment => settings.sentiment_labels.as_deref(),
+    };
+    Task::ALL.into_iter().map(|task| Labels::read(task, path(task))).collect()
+}
+
+impl Finding {
+    fn abstains(reason: impl Into<String>) -> Self {
+        Self { labels: vec![], evidence: None, abstained: Some(reason.into()) }
+    }
+}
+
+#[async_trait]
+impl Inference for Local {
+    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        if cx.remaining().is_zero() {
+            return Err(CallError::deadline());
+        }
+        if let Some(stray) = request.utterances.iter().find(|u| u.conversation != request.conversation) {
+            return Err(CallError::invalid(format!(
+                "utterance {} is of {}: expected {}",
+                stray.id, stray.conversation, request.conversation
+            )));
+        }
+        tokio::select! {
+            biased; // whoever gave up wants no answer, however near it is
+            () = cx.cancel.cancelled() => Err(CallError::cancelled()),
+            insights = self.understand(&cx, &request) => insights,
+        }
     }
 
-    async fn tiers(&self, _cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
-        Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Pending, degraded: Some("no rung is there yet".into()) }).into())
+    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        let customers = request.utterances.iter().filter(|u| u.role != Role::Agent && !u.words.is_empty()).take(SUMMED_UP).cloned();
+        let analyze =
+            Analyze { conversation: request.conversation, tasks: vec![Task::Intent], utterances: customers.collect(), context: vec![] };
+        let insights = self.analyze(cx, analyze).await?;
+        let passing: Vec<&str> = self.labels(Task::Intent).labels.iter().filter(|l| l.short.is_some()).map(|l| l.name.as_str()).collect();
+        let items = summary::extract(&request.utterances, &insights, &passing);
+        Ok(Box::pin(futures::stream::iter(items.into_iter().map(Ok))))
+    }
+
+    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        let (tier, degraded) = match &self.classifier {
+            Err(NoClassifier::Unwanted) => (Tier::Rules, None),
+            Err(NoClassifier::Missing(reason)) => (Tier::Rules, Some(reason.clone())),
+            Ok(classifier) => match tokio::time::timeout(cx.remaining(), classifier.loaded()).await {
+                Ok(State::Failed(reason)) => (Tier::Rules, Some(reason)),
+                Ok(State::Loading) | Err(_) => (Tier::Rules, Some("the classifier is still loading".into())),
+                Ok(State::Ready(_)) => match self.breaker.lock().reason(Instant::now()) {
+                    Some(reason) => (Tier::Rules, Some(reason)),
+                    None => (Tier::Local, None),
+                },
+            },
+        };
+        Ok(Task::ALL.map(|task| TierStatus { task, tier, degraded: degraded.clone() }).into())
     }
 }

@@ -7,9 +7,15 @@
 //!
 //! Deliberately absent: language models over the network (rungs above this one), storage, sockets.
 
+mod breaker;
+pub mod classifier;
+pub mod labels;
 pub mod ladder;
 pub mod metrics;
+pub mod rules;
 pub mod settings;
+mod summary;
+pub mod turn;
 pub mod worker;
 
 pub use ladder::{Local, StartError};

@@ -1,10 +1,35 @@
 //! Reads finished turns from the bus, has them understood, publishes what was found. Calls `Inference` through the handle it was given.
+//!
+//! Invariants:
+//! - an entry is acknowledged after its insights are published; a crash before that repeats it, and repeated insights have the same ids;
+//! - turns of one conversation are worked on one after the other, at most `concurrency` conversations at once, in the order they came:
+//!   a conversation with a backlog holds one place, never all;
+//! - a turn that cannot be understood after some tries gets a pending insight that says so: the screen is never blank.
 
-use crate::settings::WorkerSettings;
-use contracts::{Conversations, Inference};
-use platform::bus::Bus;
-use std::sync::Arc;
+use crate::{metrics as names, settings::WorkerSettings};
+use contracts::{
+    CallCx, CallError, ChannelIndex, Conversations, ErrorKind, Inference, InsightId, Retry, RunId, SampleRate,
+    audio::{Role, SegmentBody, Spoken},
+    conversation::Segment,
+    inference::{Analyze, Insight, Provenance, Task, Tier, Utterance},
+    signal::{INSIGHTS, UTTERANCES},
+};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use platform::bus::{Bus, BusError, Consumer, Delivery, EntryId, NewEntry};
+use std::{
+    collections::{HashMap, VecDeque},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+const GROUP: &str = "inference";
+/// Turns given along with one, and kept to choose them from: a turn that is tried again may come after later ones.
+const CONTEXT: usize = 3;
+const KEPT: usize = 8;
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 pub struct Worker {
     inference: Arc<dyn Inference>,
@@ -13,14 +38,298 @@ pub struct Worker {
     settings: WorkerSettings,
 }
 
+/// Turns of one conversation, in order.
+struct Group {
+    key: String,
+    kept: Kept,
+    deliveries: Vec<Delivery>,
+}
+
+/// What is remembered of a conversation between its turns.
+#[derive(Default)]
+struct Kept {
+    /// Known once the record has told.
+    channels: Option<HashMap<ChannelIndex, (Role, SampleRate)>>,
+    turns: VecDeque<Utterance>,
+    used: u64,
+}
+
+enum Outcome {
+    Done(EntryId),
+    /// Give it back after this time.
+    Again(EntryId, Duration),
+}
+
+/// Why a turn was not understood.
+enum Failed {
+    Call(CallError),
+    Bus(BusError),
+}
+
 impl Worker {
     pub fn new(inference: Arc<dyn Inference>, conversations: Arc<dyn Conversations>, bus: Arc<dyn Bus>, settings: &WorkerSettings) -> Self {
         Self { inference, conversations, bus, settings: settings.clone() }
     }
 
-    /// Until `stop`; what was taken by then is finished or given back.
+    /// Until `stop`, or until the bus shuts down. What is under way at `stop` is finished, the rest given back.
     pub async fn run(self, stop: CancellationToken) {
-        let _ = (&self.inference, &self.conversations, &self.bus, &self.settings);
-        stop.cancelled().await;
+        let consumer = match self.bus.consume(UTTERANCES, GROUP).await {
+            Ok(consumer) => consumer,
+            Err(error) => {
+                warn!(%error, "the transcript worker has no turns to read");
+                return;
+            }
+        };
+        match self.read(consumer, &stop).await {
+            Ok(()) => info!("the transcript worker has stopped"),
+            Err(error) => info!(%error, "the transcript worker has stopped with the bus"),
+        }
+    }
+
+    async fn read(&self, mut consumer: Box<dyn Consumer>, stop: &CancellationToken) -> Result<(), BusError> {
+        let mut memory: HashMap<String, Kept> = HashMap::new();
+        let mut clock = 0;
+        let mut waiting: VecDeque<Group> = VecDeque::new();
+        let mut working: FuturesUnordered<BoxFuture<'_, (Group, Vec<Outcome>)>> = FuturesUnordered::new();
+        let mut resting: FuturesUnordered<BoxFuture<'_, EntryId>> = FuturesUnordered::new();
+        loop {
+            while working.len() < self.settings.concurrency
+                && let Some(group) = waiting.pop_front()
+            {
+                working.push(self.work(group).boxed());
+            }
+            tokio::select! {
+                biased; // stopping and finished work come before new work
+                () = stop.cancelled() => break,
+                Some((group, outcomes)) = working.next() => {
+                    remember(&mut memory, group, self.settings.remembered);
+                    settle(&mut *consumer, outcomes, &mut resting).await?;
+                }
+                Some(id) = resting.next() => consumer.nack(&[id]).await?,
+                // Cancel-safe by its contract. Groups of one batch that wait for a place keep the next batch in the bus.
+                taken = consumer.next(self.settings.batch), if waiting.is_empty() && working.len() < self.settings.concurrency => {
+                    let taken = taken?;
+                    if taken.is_empty() {
+                        return Ok(());
+                    }
+                    for delivery in taken {
+                        clock += 1;
+                        match waiting.iter_mut().find(|g| g.key == delivery.key) {
+                            Some(group) => group.deliveries.push(delivery),
+                            None => {
+                                let kept = Kept { used: clock, ..memory.remove(&delivery.key).unwrap_or_default() };
+                                waiting.push_back(Group { key: delivery.key.clone(), kept, deliveries: vec![delivery] });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let last = Duration::from_millis(self.settings.budget_ms);
+        let finish = async {
+            while let Some((_, outcomes)) = working.next().await {
+                settle(&mut *consumer, outcomes, &mut resting).await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(last, finish).await.unwrap_or(Ok(())) // dropping the consumer gives the rest back
+    }
+
+    async fn work(&self, mut group: Group) -> (Group, Vec<Outcome>) {
+        let mut outcomes = vec![];
+        for delivery in std::mem::take(&mut group.deliveries) {
+            let (id, attempt) = (delivery.id, delivery.attempt);
+            outcomes.push(match self.understand(&mut group.kept, delivery).await {
+                Ok(()) => Outcome::Done(id),
+                Err(failed) => {
+                    metrics::counter!(names::WORKER_RETRIED).increment(1);
+                    let rest = self.rest(&failed, attempt);
+                    debug!(attempt, rest_ms = rest.as_millis() as u64, reason = %failed, "a turn is tried again");
+                    Outcome::Again(id, rest)
+                }
+            });
+        }
+        (group, outcomes)
+    }
+
+    /// Longer with each attempt, and never shorter than what a busy module asked for.
+    fn rest(&self, failed: &Failed, attempt: u32) -> Duration {
+        let doubled = Duration::from_millis(self.settings.backoff_ms).saturating_mul(1 << attempt.saturating_sub(1).min(10));
+        let asked = match failed {
+            Failed::Call(CallError { retry: Retry::After(time), .. }) => *time,
+            _ => Duration::ZERO,
+        };
+        doubled.max(asked).min(LONGEST_REST)
+    }
+
+    async fn understand(&self, kept: &mut Kept, delivery: Delivery) -> Result<(), Failed> {
+        let begun = Instant::now();
+        let segment: Segment = match serde_json::from_slice(&delivery.payload) {
+            Ok(segment) => segment,
+            Err(error) => {
+                metrics::counter!(names::WORKER_UNREADABLE).increment(1);
+                warn!(%error, "an entry of the utterance stream is no segment");
+                return Ok(());
+            }
+        };
+        let SegmentBody::Speech(spoken) = &segment.body else { return Ok(()) };
+        if spoken.words.is_empty() {
+            return Ok(());
+        }
+        let mut cx = CallCx::new(Duration::from_millis(self.settings.budget_ms))
+            .for_conversation(segment.conversation)
+            .traced(delivery.trace.child());
+        cx.attempt = delivery.attempt.saturating_sub(1).min(u32::from(u8::MAX)) as u8;
+        let last_try = delivery.attempt >= self.settings.attempts;
+        self.learn(&cx, kept, &segment, last_try).await?;
+        let utterance = kept.utterance(&segment, spoken);
+        let request = Analyze {
+            conversation: segment.conversation,
+            tasks: Task::ALL.into(),
+            utterances: vec![utterance.clone()],
+            context: kept.before(&utterance),
+        };
+        // Dropped when time is up, whatever the implementation makes of its deadline.
+        let answer = tokio::time::timeout_at(cx.deadline, AssertUnwindSafe(self.inference.analyze(cx.clone(), request)).catch_unwind());
+        let insights = match answer.await {
+            Ok(Ok(Ok(insights))) => insights,
+            Ok(Ok(Err(error))) if !last_try && may_pass(error.kind) => return Err(Failed::Call(error)),
+            Err(_) if !last_try => return Err(Failed::Call(CallError::deadline())),
+            Ok(Ok(Err(error))) => pending(&utterance, &error, begun),
+            Ok(Err(panic)) => pending(&utterance, &CallError::panicked(&*panic), begun),
+            Err(_) => pending(&utterance, &CallError::deadline(), begun),
+        };
+        let entries = insights.iter().map(|insight| NewEntry {
+            key: delivery.key.clone(),
+            payload: serde_json::to_vec(insight).expect("an insight is plain data").into(),
+            trace: cx.trace,
+        });
+        self.bus.publish(INSIGHTS, entries.collect()).await.map_err(Failed::Bus)?;
+        metrics::histogram!(names::INSIGHT_AGE).record((delivery.age + begun.elapsed()).as_secs_f64());
+        kept.keep(utterance);
+        Ok(())
+    }
+
+    /// Asks the record once per conversation who speaks on which channel, and what was said before this worker came.
+    async fn learn(&self, cx: &CallCx, kept: &mut Kept, segment: &Segment, last_try: bool) -> Result<(), Failed> {
+        if kept.channels.is_some() {
+            return Ok(());
+        }
+        match self.conversations.conversation(cx.child(cx.remaining() / 2), segment.conversation).await {
+            Ok(view) => {
+                kept.channels = Some(view.channels.iter().map(|c| (c.spec.index, (c.spec.role, c.spec.rate))).collect());
+                let own = segment.utterance_id();
+                view.utterances.into_iter().filter(|u| u.id != own).for_each(|u| kept.keep(u));
+                Ok(())
+            }
+            // Without the record the speaker is unknown, and an unknown speaker is understood as a customer.
+            Err(error) if last_try || error.kind == ErrorKind::NotFound => {
+                debug!(conversation = %segment.conversation, %error, "the record does not say who speaks");
+                Ok(())
+            }
+            Err(error) => Err(Failed::Call(error)),
+        }
+    }
+}
+
+impl Kept {
+    fn utterance(&self, segment: &Segment, spoken: &Spoken) -> Utterance {
+        let channel = self.channels.as_ref().and_then(|all| all.get(&segment.channel));
+        let word_times = (spoken.words.first().map_or(0, |w| w.start_ms), spoken.words.last().map_or(0, |w| w.end_ms));
+        let (start_ms, end_ms) = match channel {
+            Some((_, rate)) => (rate.ms_at(spoken.from), rate.ms_at(spoken.to)),
+            None => (word_times.0.into(), word_times.1.into()),
+        };
+        Utterance {
+            id: segment.utterance_id(),
+            conversation: segment.conversation,
+            channel: segment.channel,
+            role: channel.map_or(Role::Unknown, |(role, _)| *role),
+            start_ms,
+            end_ms,
+            words: spoken.words.clone(),
+        }
+    }
+
+    fn before(&self, utterance: &Utterance) -> Vec<Utterance> {
+        let earlier: Vec<&Utterance> = self.turns.iter().filter(|u| u.start_ms < utterance.start_ms && u.id != utterance.id).collect();
+        earlier[earlier.len().saturating_sub(CONTEXT)..].iter().map(|u| (*u).clone()).collect()
+    }
+
+    fn keep(&mut self, utterance: Utterance) {
+        if self.turns.iter().any(|u| u.id == utterance.id) {
+            return;
+        }
+        let at = self.turns.partition_point(|u| u.start_ms <= utterance.start_ms);
+        self.turns.insert(at, utterance);
+        if self.turns.len() > KEPT {
+            self.turns.pop_front();
+        }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Call(error) => error.fmt(f),
+            Self::Bus(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Whether the same turn may be understood a little later.
+fn may_pass(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Busy | ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Cancelled | ErrorKind::Unknown)
+}
+
+/// What the reader sees instead: one insight per task that says why there is nothing. Any later run supersedes it.
+fn pending(utterance: &Utterance, error: &CallError, begun: Instant) -> Vec<Insight> {
+    metrics::counter!(names::WORKER_PENDING).increment(1);
+    warn!(conversation = %utterance.conversation, utterance = %utterance.id, kind = error.kind.name(), %error, "a turn was not understood");
+    let insight = |task: Task| {
+        let run = RunId::live(utterance.conversation, task.name(), Tier::Pending.name());
+        Insight {
+            id: InsightId::of(run, utterance.id),
+            run,
+            conversation: utterance.conversation,
+            utterance: utterance.id,
+            task,
+            labels: vec![],
+            abstained: Some(format!("not understood: {}", error.kind.name().replace('_', " "))),
+            evidence: vec![],
+            provenance: Provenance {
+                tier: Tier::Pending,
+                model: "none".into(),
+                degraded_from: Some(Tier::Local),
+                config_hash: Tier::Pending.name().into(),
+                latency_ms: begun.elapsed().as_millis() as u32,
+            },
+        }
+    };
+    Task::ALL.map(insight).into()
+}
+
+async fn settle(
+    consumer: &mut dyn Consumer,
+    outcomes: Vec<Outcome>,
+    resting: &mut FuturesUnordered<BoxFuture<'_, EntryId>>,
+) -> Result<(), BusError> {
+    let mut done = vec![];
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Done(id) => done.push(id),
+            Outcome::Again(id, rest) => resting.push(tokio::time::sleep(rest).map(move |()| id).boxed()),
+        }
+    }
+    consumer.ack(&done).await
+}
+
+/// Keeps at most `limit` conversations: the one longest unused goes first, and is asked for again if it speaks again.
+fn remember(memory: &mut HashMap<String, Kept>, group: Group, limit: usize) {
+    memory.insert(group.key, group.kept);
+    if memory.len() > limit
+        && let Some(oldest) = memory.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone())
+    {
+        memory.remove(&oldest);
     }
 }

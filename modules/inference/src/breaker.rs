@@ -1,0 +1,77 @@
+//! Leaves something alone after failures in a row, and tries it again after a pause that doubles. Pure: reads no clock.
+
+use std::time::{Duration, Instant};
+
+const LONGEST: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Breaker {
+    limit: u32,
+    first_pause: Duration,
+    failures: u32,
+    pause: Duration,
+    closed_until: Option<Instant>,
+    last: String,
+}
+
+impl Breaker {
+    pub fn new(limit: u32, first_pause: Duration) -> Self {
+        Self { limit, first_pause, failures: 0, pause: first_pause, closed_until: None, last: String::new() }
+    }
+
+    /// Whether to try now. After a pause one try is let through; the next has to wait for how it ends, or for another pause.
+    pub fn admits(&mut self, now: Instant) -> bool {
+        match self.closed_until {
+            None => true,
+            Some(until) if now < until => false,
+            Some(_) => {
+                self.closed_until = Some(now + self.pause);
+                true
+            }
+        }
+    }
+
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+        self.pause = self.first_pause;
+        self.closed_until = None;
+    }
+
+    pub fn failed(&mut self, now: Instant, reason: String) {
+        self.failures = self.failures.saturating_add(1);
+        self.last = reason;
+        if self.failures >= self.limit {
+            self.closed_until = Some(now + self.pause);
+            self.pause = (self.pause * 2).min(LONGEST);
+        }
+    }
+
+    /// Why it is left alone, while it is.
+    pub fn reason(&self, now: Instant) -> Option<String> {
+        let until = self.closed_until?;
+        (now < until)
+            .then(|| format!("{}, {} times in a row; it is tried again in {} s", self.last, self.failures, (until - now).as_secs() + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_closes_after_failures_in_a_row_and_pauses_longer_each_time() {
+        let at = |ms| Instant::now() + Duration::from_millis(ms);
+        let zero = Instant::now();
+        let mut breaker = Breaker::new(2, Duration::from_secs(1));
+        breaker.failed(zero, "it broke".into());
+        assert!(breaker.admits(zero), "one failure is none");
+        breaker.failed(zero, "it broke".into());
+        assert!(!breaker.admits(zero) && breaker.reason(zero).is_some());
+        assert!(breaker.admits(at(1_100)), "one probe");
+        assert!(!breaker.admits(at(1_200)), "only one");
+        breaker.failed(at(1_200), "it broke".into());
+        assert!(!breaker.admits(at(3_000)), "the pause has doubled");
+        breaker.succeeded();
+        assert!(breaker.admits(zero) && breaker.reason(zero).is_none());
+    }
+}

@@ -1,0 +1,232 @@
+//! The transcript worker over the bus in memory, with the fakes of the contracts.
+
+use contracts::{
+    CallCx, CallError, ChannelIndex, ConversationId, Conversations, Encoding, Epoch, SamplePos, SampleRate, TraceCx,
+    audio::{ChannelSpec, Role, SegmentBody, Spoken, Word, WordTimes},
+    conversation::{OpenConversation, Segment},
+    inference::{Insight, Task, Tier},
+    signal::{INSIGHTS, UTTERANCES},
+    testing::{Behavior, FakeConversations, FakeInference},
+};
+use inference::{Worker, settings::WorkerSettings};
+use platform::bus::{Bus, Consumer, Memory, NewEntry};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+struct Bench {
+    bus: Memory,
+    inference: FakeInference,
+    conversations: FakeConversations,
+    insights: Box<dyn Consumer>,
+    stop: CancellationToken,
+    worker: tokio::task::JoinHandle<()>,
+}
+
+impl Bench {
+    async fn start(settings: WorkerSettings) -> Self {
+        let (bus, inference, conversations) = (Memory::default(), FakeInference::default(), FakeConversations::default());
+        let insights = bus.consume(INSIGHTS, "test").await.unwrap();
+        let stop = CancellationToken::new();
+        let worker = Worker::new(Arc::new(inference.clone()), Arc::new(conversations.clone()), Arc::new(bus.clone()), &settings);
+        let worker = tokio::spawn(worker.run(stop.clone()));
+        Self { bus, inference, conversations, insights, stop, worker }
+    }
+
+    async fn open(&self, role: Role) -> ConversationId {
+        let id = ConversationId::fresh();
+        let channels = vec![ChannelSpec { index: ChannelIndex(0), role, encoding: Encoding::Linear16, rate: SampleRate::HZ_16000 }];
+        let request = OpenConversation {
+            id,
+            external_id: None,
+            title: None,
+            source: "native".into(),
+            language: "en".into(),
+            tags: vec![],
+            channels,
+            started_at: chrono::Utc::now(),
+        };
+        self.conversations.open(CallCx::new(Duration::from_secs(5)), request).await.unwrap();
+        id
+    }
+
+    async fn say(&self, conversation: ConversationId, seq: u64, text: &str) {
+        self.publish(conversation, speech(conversation, seq, text)).await;
+    }
+
+    async fn publish(&self, conversation: ConversationId, segment: Segment) {
+        let payload = serde_json::to_vec(&segment).unwrap().into();
+        let entry = NewEntry { key: conversation.to_string(), payload, trace: segment.trace };
+        self.bus.publish(UTTERANCES, vec![entry]).await.unwrap();
+    }
+
+    /// Waits for `count` insights, acknowledging them.
+    async fn hear(&mut self, count: usize) -> Vec<Insight> {
+        let mut heard = vec![];
+        while heard.len() < count {
+            let more = tokio::time::timeout(Duration::from_secs(60), self.insights.next(count)).await.expect("insights come").unwrap();
+            self.insights.ack(&more.iter().map(|d| d.id).collect::<Vec<_>>()).await.unwrap();
+            heard.extend(more.iter().map(|d| serde_json::from_slice::<Insight>(&d.payload).unwrap()));
+        }
+        heard
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.worker.await.unwrap();
+    }
+}
+
+fn speech(conversation: ConversationId, seq: u64, text: &str) -> Segment {
+    let words: Vec<Word> = text
+        .split(' ')
+        .map(|w| Word { text: w.into(), start_ms: seq as u32 * 1_000, end_ms: seq as u32 * 1_000 + 500, confidence: 1.0 })
+        .collect();
+    let (start, end) = (SamplePos(seq * 16_000), SamplePos((seq + 1) * 16_000));
+    let spoken = Spoken {
+        words,
+        from: start,
+        to: end,
+        confidence: 1.0,
+        speech_final: true,
+        word_times: WordTimes::Estimated,
+        model: "fake".into(),
+        decode_ms: 1,
+    };
+    let body = SegmentBody::Speech(spoken);
+    Segment { conversation, channel: ChannelIndex(0), epoch: Epoch(1), seq, start, end, body, trace: TraceCx::root() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_turn_gets_its_insights_and_silence_none() {
+    let mut bench = Bench::start(WorkerSettings::default()).await;
+    let id = bench.open(Role::Customer).await;
+    let first = speech(id, 0, "hello there");
+    let trace = first.trace.trace_id;
+    bench.publish(id, first.clone()).await;
+    bench.publish(id, Segment { body: SegmentBody::Silence, ..speech(id, 1, "") }).await;
+    let junk = NewEntry { key: id.to_string(), payload: "nonsense".into(), trace: TraceCx::root() };
+    bench.bus.publish(UTTERANCES, vec![junk]).await.unwrap();
+    bench.say(id, 2, "bye now").await;
+    let insights = bench.hear(4).await;
+    let told: HashSet<_> = insights.iter().map(|i| (i.utterance, i.task, i.labels[0].name.as_str())).collect();
+    let (a, b) = (first.utterance_id(), speech(id, 2, "").utterance_id());
+    let expected = [(a, Task::Intent, "hello"), (a, Task::Sentiment, "hello"), (b, Task::Intent, "bye"), (b, Task::Sentiment, "bye")];
+    assert_eq!(told, expected.into());
+    let seen = bench.inference.seen();
+    assert_eq!(seen[0].trace.trace_id, trace, "the turn's own trace goes on");
+    assert_eq!(seen.len(), 2);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_module_is_asked_again_and_nothing_is_lost() {
+    let mut bench = Bench::start(WorkerSettings::default()).await;
+    let id = bench.open(Role::Customer).await;
+    bench.inference.behave(Behavior::Fail(CallError::busy(Duration::from_millis(50), "full")));
+    bench.say(id, 0, "hello").await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    bench.inference.behave(Behavior::Answer);
+    let insights = bench.hear(2).await;
+    assert!(insights.iter().all(|i| i.labels[0].name == "hello"));
+    assert!(bench.inference.seen().last().unwrap().attempt > 0, "the call says which try it is");
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_understood_is_pending_and_the_next_turn_is_not() {
+    for behavior in [
+        Behavior::Fail(CallError::unavailable("gone")),
+        Behavior::Hang,
+        Behavior::Panic("broken"),
+        Behavior::Fail(CallError::internal("bug")),
+    ] {
+        let mut bench = Bench::start(WorkerSettings::default()).await;
+        let id = bench.open(Role::Customer).await;
+        bench.inference.behave(behavior.clone());
+        bench.say(id, 0, "hello").await;
+        let insights = bench.hear(2).await;
+        assert!(
+            insights.iter().all(|i| i.provenance.tier == Tier::Pending && i.abstained.is_some() && i.labels.is_empty()),
+            "{behavior:?}"
+        );
+        assert!(insights.iter().all(|i| i.utterance == speech(id, 0, "").utterance_id()));
+        bench.inference.behave(Behavior::Answer);
+        bench.say(id, 1, "again").await;
+        assert!(bench.hear(2).await.iter().all(|i| i.labels[0].name == "again"));
+        bench.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_of_one_conversation_does_not_hold_up_another() {
+    let mut bench = Bench::start(WorkerSettings { concurrency: 2, ..WorkerSettings::default() }).await;
+    let (long, short) = (bench.open(Role::Customer).await, bench.open(Role::Customer).await);
+    bench.inference.behave(Behavior::Slow(Duration::from_millis(100)));
+    for seq in 0..200 {
+        bench.say(long, seq, "more").await;
+    }
+    bench.say(short, 0, "hello").await;
+    let begun = tokio::time::Instant::now();
+    while !bench.hear(2).await.iter().any(|i| i.conversation == short) {}
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?} of a backlog of 20 s", begun.elapsed());
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_record_the_speaker_is_unknown_and_the_turn_is_still_understood() {
+    let mut bench = Bench::start(WorkerSettings::default()).await;
+    bench.conversations.behave(Behavior::Fail(CallError::unavailable("the record is gone")));
+    let id = ConversationId::fresh();
+    bench.say(id, 0, "hello").await;
+    assert!(bench.hear(2).await.iter().all(|i| i.labels[0].name == "hello"));
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_is_asked_once_per_conversation_and_turns_come_with_what_was_said_before() {
+    let mut bench = Bench::start(WorkerSettings::default()).await;
+    let id = bench.open(Role::Agent).await;
+    let asked_before = bench.conversations.seen().len();
+    for seq in 0..5 {
+        bench.say(id, seq, "word").await;
+    }
+    let mut seen: HashMap<_, usize> = HashMap::new();
+    for insight in bench.hear(10).await {
+        *seen.entry((insight.utterance, insight.task)).or_default() += 1;
+    }
+    assert!(seen.len() == 10 && seen.values().all(|n| *n == 1), "each once");
+    assert_eq!(bench.conversations.seen().len() - asked_before, 1);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_bus_delays_insights_and_loses_none() {
+    let (inference, conversations) = (FakeInference::default(), FakeConversations::default());
+    let bus = Memory::with_capacity(4);
+    let mut insights = bus.consume(INSIGHTS, "test").await.unwrap();
+    let stop = CancellationToken::new();
+    let worker = Worker::new(Arc::new(inference), Arc::new(conversations), Arc::new(bus.clone()), &WorkerSettings::default());
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    let id = ConversationId::fresh();
+    let mut utterances = HashSet::new();
+    for seq in 0..4 {
+        let segment = speech(id, seq, "hello");
+        utterances.insert(segment.utterance_id());
+        let entry = NewEntry { key: id.to_string(), payload: serde_json::to_vec(&segment).unwrap().into(), trace: segment.trace };
+        bus.publish(UTTERANCES, vec![entry]).await.unwrap();
+    }
+    let mut heard = HashSet::new();
+    while heard.len() < 8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let more = insights.next(2).await.unwrap();
+        heard.extend(more.iter().map(|d| serde_json::from_slice::<Insight>(&d.payload).unwrap()).map(|i| (i.utterance, i.task)));
+        insights.ack(&more.iter().map(|d| d.id).collect::<Vec<_>>()).await.unwrap();
+    }
+    assert_eq!(heard.into_iter().map(|(u, _)| u).collect::<HashSet<_>>(), utterances);
+    stop.cancel();
+    worker.await.unwrap();
+}
