@@ -175,3 +175,44 @@ pub(crate) fn passes(message: &impl Message) -> Result<(), CallError> {
     let detail = format!("a message of {bytes} bytes: at most {MAX_MESSAGE_BYTES} pass between modules");
     Err(CallError::new(ErrorKind::TooLarge, Retry::Never, detail).from(Origin::Policy))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use std::time::Duration;
+
+    /// What a scrape shows of three calls: an answer, an error, and one nobody waited for.
+    #[test]
+    fn every_call_is_counted_by_its_outcome() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(async {
+                let meter = Meter::new(Locality::Local, "inference", "tiers");
+                let cx = CallCx::new(Duration::from_secs(1));
+                meter.call(Bounds::of(&cx), async { Ok(()) }).await.expect("an answer");
+                let _ = meter.call::<()>(Bounds::of(&cx), async { Err(CallError::busy(Duration::ZERO, "full")) }).await;
+                let dropped = meter.call::<()>(Bounds::of(&cx), std::future::pending());
+                assert!(dropped.now_or_never().is_none());
+            });
+        });
+        let text = handle.render();
+        for outcome in ["ok", "busy", "cancelled"] {
+            let line = format!(
+                "quickcomm_module_call_seconds_count{{module=\"inference\",method=\"tiers\",locality=\"local\",outcome=\"{outcome}\"}} 1"
+            );
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_panics_or_fails_ends_there() {
+        let cx = CallCx::new(Duration::from_secs(1));
+        let wild = futures::stream::iter(0..3).map(|n| if n == 1 { panic!("on purpose") } else { Ok(n) }).boxed();
+        let seen: Vec<Result<i32, CallError>> = items(Bounds::of(&cx), Deadline::Whole, wild, |_| Ok(())).collect().await;
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[1].as_ref().map_err(|e| e.kind), Err(ErrorKind::Panicked));
+    }
+}

@@ -2,19 +2,29 @@
 
 use crate::{
     api, audio,
-    connect::{self, Liveness, endpoint},
+    connect::{self, Liveness, Peer, endpoint},
     inference, local,
     serve::{Services, run, serve},
 };
 use async_trait::async_trait;
 use contracts::{
-    Audio, Conversations, Inference,
-    testing::{FakeAudio, FakeConversations, FakeInference, Place, Sound, audio_suite, call_suite, conversations_suite, inference_suite},
+    Audio, CallCx, Conversations, Encoding, ErrorKind, Inference, Origin, SampleRate,
+    audio::{Session, StreamSpec},
+    testing::{
+        Behavior, FakeAudio, FakeConversations, FakeInference, Place, Sound, audio_suite, call_suite, conversations_suite, inference_suite,
+    },
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use std::{sync::Arc, time::Duration};
-use tokio::{io::DuplexStream, sync::mpsc};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::DuplexStream,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Uri};
@@ -117,6 +127,83 @@ async fn contracts_hold(place: &dyn Place) {
 
 fn unix() -> Socket {
     Socket { folder: Some(tempfile::tempdir().expect("a temporary folder")), ..Default::default() }
+}
+
+/// A wire between two processes that can be cut or left hanging.
+struct Wire {
+    address: String,
+    hang: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Wire {
+    async fn to(address: &str) -> Self {
+        let far = address.strip_prefix("http://").expect("a TCP address").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let wire = Self {
+            address: format!("http://{}", listener.local_addr().expect("it is bound")),
+            hang: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        };
+        let (hang, cut) = (wire.hang.clone(), wire.cut.clone());
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (far, hang, cut) = (far.clone(), hang.clone(), cut.clone());
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(far).await.expect("the far end listens");
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        () = cut.cancelled() => {}
+                        () = hang.cancelled() => cut.cancelled().await, // both sockets stay open, and nothing passes
+                    }
+                });
+            }
+        });
+        wire
+    }
+}
+
+/// A session and a call whose wire breaks in the middle: what both are told, and how long that took.
+async fn broken_in_the_middle(damage: impl FnOnce(&Wire)) -> Duration {
+    let socket = Socket::default();
+    let (ear, fake) = (FakeAudio::default(), FakeInference::default());
+    fake.behave(Behavior::Hang);
+    let services = Services { audio: Some(Arc::new(ear.clone())), inference: Some(Arc::new(fake.clone())), conversations: None };
+    let wire = Wire::to(&socket.serve(services).await).await;
+    let liveness = Liveness { ping_every: Duration::from_millis(200), answer_within: Duration::from_millis(200) };
+    let channel = || Peer::parse(&wire.address).expect("loopback").channel(liveness);
+    let inference = inference::client::Remote::new(channel());
+    let cx = || CallCx::new(Duration::from_secs(30));
+    let call = tokio::spawn(async move { inference.tiers(cx()).await });
+    let spec = StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000);
+    let Session { mut frames, mut events, .. } = audio::client::Remote::new(channel()).open(cx(), spec).await.expect("a session");
+    while fake.running() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    damage(&wire);
+    let begun = Instant::now();
+    let told = loop {
+        if let Err(error) = events.next().await.expect("the error comes before the end") {
+            break error;
+        }
+    };
+    assert_eq!((told.kind, told.origin), (ErrorKind::Unknown, Origin::Transport), "{told}");
+    assert_eq!(frames.send(vec![1; 8000].into()).await, Err(told));
+    let call = call.await.expect("no panic").expect_err("the wire broke");
+    assert_eq!((call.kind, call.origin), (ErrorKind::Unknown, Origin::Transport), "{call}");
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_killed_in_mid_call_leaves_an_unknown_outcome() {
+    let took = broken_in_the_middle(|wire| wire.cut.cancel()).await;
+    assert!(took < Duration::from_millis(200), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_open_peer_is_noticed_by_its_silence() {
+    let took = broken_in_the_middle(|wire| wire.hang.cancel()).await;
+    assert!(took > Duration::from_millis(150) && took < Duration::from_millis(1000), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

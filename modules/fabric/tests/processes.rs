@@ -1,0 +1,208 @@
+//! Processes that come, go and hang, as their callers see it: over real sockets, through the public doors alone.
+
+use contracts::{
+    CallCx, ConversationId, Encoding, ErrorKind, Origin, Retry, SampleRate,
+    audio::{Session, StreamSpec},
+    conversation::OpenConversation,
+    testing::{Behavior, FakeAudio, FakeConversations, FakeInference},
+};
+use fabric::{ServeError, Services, connect, serve};
+use futures::StreamExt;
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const GRACE: Duration = Duration::from_millis(400);
+
+fn cx() -> CallCx {
+    CallCx::new(Duration::from_secs(5))
+}
+
+struct Process {
+    address: String,
+    stop: CancellationToken,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Process {
+    async fn start(listen: &str, services: Services) -> Self {
+        let server = serve(listen, services).await.expect("a free address").grace(GRACE);
+        let address = server.address().to_owned();
+        let stop = CancellationToken::new();
+        Self { address, ended: tokio::spawn(server.run(stop.clone())), stop }
+    }
+
+    /// Returns how long it took.
+    async fn stop(self) -> Duration {
+        let begun = Instant::now();
+        self.stop.cancel();
+        timeout(PATIENCE, self.ended).await.expect("stopping ends").expect("no panic").expect("no error");
+        begun.elapsed()
+    }
+}
+
+fn all() -> Services {
+    Services {
+        audio: Some(Arc::new(FakeAudio::default())),
+        inference: Some(Arc::new(FakeInference::default())),
+        conversations: Some(Arc::new(FakeConversations::default())),
+    }
+}
+
+fn only_inference(fake: &FakeInference) -> Services {
+    Services { inference: Some(Arc::new(fake.clone())), ..Default::default() }
+}
+
+fn spec() -> StreamSpec {
+    StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000)
+}
+
+#[tokio::test]
+async fn a_handle_exists_before_its_peer_and_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = format!("unix:{}/inference.sock", folder.path().display());
+    let handle = connect::inference(&listen).unwrap();
+    let absent = handle.tiers(cx()).await.unwrap_err();
+    assert_eq!((absent.kind, absent.retry, absent.origin), (ErrorKind::Unavailable, Retry::Safe, Origin::Transport));
+    assert!(absent.detail.contains("No such file"), "it says why: {absent}");
+    for round in 0..3 {
+        let process = Process::start(&listen, all()).await;
+        assert!(handle.tiers(cx()).await.is_ok(), "round {round}: the first call after the start is answered");
+        assert!(process.stop().await < GRACE, "an idle process stops at once");
+        let gone = handle.tiers(cx()).await.unwrap_err();
+        assert_eq!(gone.kind, ErrorKind::Unavailable, "round {round}: {gone}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_on_a_port_is_unavailable() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let handle = connect::audio(&format!("http://{port}")).unwrap();
+    let absent = handle.open(cx(), spec()).await.map(|_| ()).unwrap_err();
+    assert_eq!((absent.kind, absent.retry, absent.origin), (ErrorKind::Unavailable, Retry::Safe, Origin::Transport));
+    assert!(absent.detail.contains("refused"), "it says why: {absent}");
+}
+
+#[tokio::test]
+async fn a_module_hosted_elsewhere_is_named_and_health_knows_each() {
+    let process = Process::start("127.0.0.1:0", only_inference(&FakeInference::default())).await;
+    let error = connect::audio(&process.address).unwrap().open(cx(), spec()).await.map(|_| ()).unwrap_err();
+    assert_eq!((error.kind, error.retry), (ErrorKind::Unavailable, Retry::Never));
+    assert!(error.detail.contains("does not host"), "{error}");
+    let health = connect::health(&process.address).unwrap();
+    assert_eq!(health.check("inference", PATIENCE).await, Ok(()));
+    assert!(health.check("audio", PATIENCE).await.unwrap_err().detail.contains("not hosted"));
+    process.stop().await;
+    assert_eq!(health.check("inference", PATIENCE).await.unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn open_calls_have_their_time_when_a_process_stops() {
+    let fake = FakeInference::default();
+    let process = Process::start("127.0.0.1:0", only_inference(&fake)).await;
+    let handle = connect::inference(&process.address).unwrap();
+    fake.behave(Behavior::Slow(GRACE / 2));
+    let call = tokio::spawn(async move { handle.tiers(cx()).await });
+    while fake.running() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let took = process.stop().await;
+    assert!(call.await.unwrap().is_ok(), "an accepted call is answered");
+    assert!(took < GRACE, "and nothing is waited for beyond it: {took:?}");
+}
+
+#[tokio::test]
+async fn what_never_ends_does_not_keep_a_process() {
+    let (audio, fake, record) = (FakeAudio::default(), FakeInference::default(), FakeConversations::default());
+    let services = Services {
+        audio: Some(Arc::new(audio.clone())),
+        inference: Some(Arc::new(fake.clone())),
+        conversations: Some(Arc::new(record.clone())),
+    };
+    let process = Process::start("127.0.0.1:0", services).await;
+    let id = ConversationId::fresh();
+    let conversations = connect::conversations(&process.address).unwrap();
+    let opening = OpenConversation {
+        id,
+        external_id: None,
+        title: None,
+        source: "native".into(),
+        language: "en".into(),
+        tags: vec![],
+        channels: vec![],
+        started_at: chrono::DateTime::UNIX_EPOCH,
+    };
+    conversations.open(cx(), opening).await.unwrap();
+    let mut watch = conversations.watch(cx(), id).await.unwrap();
+    let hearing = connect::audio(&process.address).unwrap();
+    let Session { mut frames, mut events, .. } = hearing.open(cx(), spec()).await.unwrap();
+    fake.behave(Behavior::Hang);
+    let inference = connect::inference(&process.address).unwrap();
+    let hung = tokio::spawn(async move { inference.tiers(cx()).await });
+    while fake.running() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let begun = Instant::now();
+    process.stop.cancel();
+    let told = watch.next().await.unwrap().unwrap_err();
+    assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "a watch would never end by itself: {told}");
+    assert!(begun.elapsed() < GRACE / 2, "so it ends at once");
+    let told = timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap_err();
+    assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "a session is told: {told}");
+    assert!(begun.elapsed() >= GRACE, "after its grace");
+    assert_eq!(timeout(PATIENCE, frames.send(vec![1; 8000].into())).await.unwrap().unwrap_err(), told);
+    assert_eq!(hung.await.unwrap().unwrap_err().kind, ErrorKind::Unavailable);
+    process.stop().await;
+    assert!(begun.elapsed() < 2 * GRACE, "{:?}", begun.elapsed());
+    assert_eq!((audio.running(), fake.running(), record.running()), (0, 0, 0), "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_reader_who_does_not_read_does_not_keep_a_process() {
+    // A raw connection that says hello and then nothing: tonic's own shutdown would wait for it.
+    let process = Process::start("127.0.0.1:0", all()).await;
+    let hearing = connect::audio(&process.address).unwrap();
+    let session = hearing.open(cx(), spec()).await.unwrap();
+    let raw = tokio::net::TcpStream::connect(process.address.strip_prefix("http://").unwrap()).await.unwrap();
+    let took = process.stop().await;
+    assert!(took < 3 * GRACE, "{took:?}");
+    drop((raw, session));
+}
+
+#[tokio::test]
+async fn a_socket_left_by_a_dead_process_is_taken_over_and_a_living_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audio.sock");
+    let listen = format!("unix:{}", path.display());
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap()); // a killed process leaves its file
+    let process = Process::start(&listen, all()).await;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "only this user may call");
+    let second = serve(&listen, all()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(&second, ServeError::Taken(taken) if *taken == path), "{second}");
+    assert!(connect::inference(&listen).unwrap().tiers(cx()).await.is_ok(), "the first one still answers");
+    process.stop().await;
+    assert!(!path.exists(), "nothing is left behind");
+    std::fs::write(&path, "someone's notes").unwrap();
+    let file = serve(&listen, all()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(&file, ServeError::NoSocket(_)), "{file}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "someone's notes");
+}
+
+#[tokio::test]
+async fn a_listener_the_network_could_reach_is_refused_with_the_reason() {
+    for far in ["0.0.0.0:0", "10.0.0.7:7443", "[::]:7443", "http://192.168.1.1:7443"] {
+        let refused = serve(far, all()).await.map(|_| ()).unwrap_err();
+        assert!(matches!(refused, ServeError::NeedsTls(_)) && refused.to_string().contains("TLS"), "{far}: {refused}");
+    }
+    for bad in ["", "7443", "unix:relative", "audio:7443", "127.0.0.1"] {
+        assert!(matches!(serve(bad, all()).await.map(|_| ()), Err(ServeError::Malformed(_))), "{bad}");
+    }
+    let process = Process::start("127.0.0.1:0", all()).await;
+    let taken = serve(process.address.strip_prefix("http://").unwrap(), all()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(taken, ServeError::Bind { .. }), "{taken}");
+}
