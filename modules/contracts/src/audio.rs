@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -33,6 +34,7 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 ///
 /// Callers may rely on:
 /// - `open` answers admission at once and never waits for audio; [`ErrorKind::Busy`] says when to come back;
+/// - `cx` is for the opening; after it a session ends by its halves alone;
 /// - [`FrameTx::send`] waits when [`CREDIT`] is used up, and not before;
 /// - events of one session arrive in order; segments are complete and contiguous, partials may be skipped (the latest wins);
 /// - every [`FrameTx::finalize`] is answered by one [`SpeechEvent::Flushed`], also when nothing was pending;
@@ -347,7 +349,7 @@ impl FrameTx {
                 Err(_) => return Err(self.shared.why_ended()),
             }
             let samples = (piece.len() / width) as u64;
-            self.shared.sink.push(Input::Frame(Frame { pos, data: piece }));
+            self.shared.push(Input::Frame(Frame { pos, data: piece }))?;
             pos = pos + samples;
             self.next = pos;
         }
@@ -356,13 +358,13 @@ impl FrameTx {
 
     /// Ends the open utterance now; answered by [`SpeechEvent::Flushed`] with the same token.
     pub fn finalize(&mut self, token: u32) {
-        self.shared.sink.push(Input::Finalize { token })
+        let _ = self.shared.push(Input::Finalize { token }); // a session that broke says so to its events
     }
 
     /// No more audio will come.
     pub fn finish(mut self) {
         self.finished = true;
-        self.shared.sink.push(Input::Finish);
+        let _ = self.shared.push(Input::Finish);
     }
 
     /// Where the next frame belongs.
@@ -380,7 +382,7 @@ impl FrameTx {
 impl Drop for FrameTx {
     fn drop(&mut self) {
         if !self.finished {
-            self.shared.sink.push(Input::Abandon);
+            let _ = self.shared.push(Input::Abandon);
         }
     }
 }
@@ -402,7 +404,7 @@ impl EventRx {
                     drop(queue);
                     self.shared.sink.taken();
                     if caught_up {
-                        self.shared.sink.push(Input::Drained);
+                        let _ = self.shared.push(Input::Drained);
                     }
                     return Some(Ok(event));
                 }
@@ -475,7 +477,7 @@ impl CarriedRx {
         let caught_up = queue.caught_up();
         drop(queue);
         if caught_up {
-            self.events.shared.sink.push(Input::Drained);
+            let _ = self.events.shared.push(Input::Drained);
         }
     }
 }
@@ -483,7 +485,7 @@ impl CarriedRx {
 impl Drop for EventRx {
     fn drop(&mut self) {
         self.shared.queue.lock().reader_gone = true;
-        self.shared.sink.push(Input::Abandon);
+        let _ = self.shared.push(Input::Abandon);
     }
 }
 
@@ -524,9 +526,10 @@ impl EventTx {
         full
     }
 
-    /// Gives credit back for audio that has been consumed.
+    /// Gives credit back for audio that has been consumed. What was never used cannot come back: the credit does not grow.
     pub fn consumed(&self, bytes: usize) {
-        self.shared.credit.add_permits(bytes);
+        let used = self.shared.credit_bytes.saturating_sub(self.shared.credit.available_permits());
+        self.shared.credit.add_permits(bytes.min(used));
         if self.shared.carried.load(Ordering::Acquire) {
             self.shared.queue.lock().consumed += bytes;
             self.shared.arrived.notify_one();
@@ -556,6 +559,15 @@ impl Drop for EventTx {
 }
 
 impl Shared {
+    /// A panic of the implementation ends its session and stays out of the caller's task.
+    fn push(&self, input: Input) -> Result<(), CallError> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.sink.push(input))).map_err(|panic| {
+            let error = CallError::panicked(&*panic);
+            self.close(Err(error.clone()));
+            error
+        })
+    }
+
     fn close(&self, end: Result<(), CallError>) {
         if self.ended.set(end).is_ok() {
             self.credit.close();
@@ -681,6 +693,26 @@ mod tests {
         assert_eq!(carried.next().await, Some(Ok(Carried::Consumed(30))));
         events.end();
         assert_eq!(carried.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn credit_given_back_twice_does_not_grow() {
+        let (mut session, events, _) = pair();
+        events.consumed(usize::MAX);
+        let sent = tokio::time::timeout(Duration::from_millis(50), session.frames.send(vec![0; 8000].into())).await;
+        assert!(sent.is_err());
+        assert_eq!(session.frames.position(), SamplePos(3200));
+    }
+
+    #[tokio::test]
+    async fn an_implementation_that_panics_on_input_ends_its_session() {
+        let spec = StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000);
+        let model = ModelInfo { name: "none".into(), version: "0".into(), family: "none".into() };
+        let sink = Arc::new(|_| panic!("on purpose"));
+        let (mut session, _events) = Session::pair(&spec, SessionInfo { model, credit: CREDIT }, sink);
+        let error = session.frames.send(vec![0; 10].into()).await.unwrap_err();
+        assert_eq!((error.kind, error.retry), (ErrorKind::Panicked, Retry::Never));
+        assert_eq!(session.events.next().await, Some(Err(error)));
     }
 
     #[tokio::test]

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 /// - `commit` stores a batch segment by segment: each has its own outcome, a duplicate is [`CommitOutcome::Duplicate`] and changes nothing;
 /// - when `commit` returns, what it calls committed survives kill -9;
 /// - `record` may be repeated; a newer run supersedes an older insight of the same task and utterance, nothing is overwritten;
-/// - `close` is idempotent; a closed conversation takes no more commits.
+/// - `close` is idempotent; a closed conversation takes no more commits, and nobody attaches to it any more;
+/// - a watch outlives its deadline, which is for the opening; it ends when it is dropped or cancelled.
 #[async_trait]
 pub trait Conversations: Send + Sync + 'static {
     async fn open(&self, cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError>;

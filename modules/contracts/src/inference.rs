@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Callers may rely on:
 /// - every call is idempotent: the same request yields insights with the same ids;
 /// - one insight per asked task and utterance, never none: what cannot be told abstains, with its reason;
+/// - the deadline of `summarize` holds to the last item;
 /// - a missing model lowers `provenance.tier` and never fails the call;
 /// - evidence points at words of the utterances in the request.
 #[async_trait]

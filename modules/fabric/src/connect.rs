@@ -3,8 +3,8 @@
 //! A handle exists before its peer does: it connects when first called and again after every loss, so processes start in any order.
 //! Invariant: without TLS nothing leaves this machine; anything but loopback and Unix sockets is refused.
 
-use crate::{api, audio, context, error::from_status, inference};
-use contracts::{Audio, CallCx, CallError, Conversations, Inference};
+use crate::{api, audio, error::from_status, inference};
+use contracts::{Audio, CallError, Conversations, Inference};
 use hyper_util::rt::TokioIo;
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
@@ -54,7 +54,7 @@ pub fn health(endpoint: &str) -> Result<Health, ConnectError> {
 impl Health {
     /// Whether `module` (`audio`, `inference`, `api`) is served there, within `patience`.
     pub async fn check(&self, module: &str, patience: Duration) -> Result<(), CallError> {
-        let request = context::request(&CallCx::new(patience), HealthCheckRequest { service: module.into() });
+        let request = HealthCheckRequest { service: module.into() };
         let asked = tokio::time::timeout(patience, self.client.clone().check(request)).await.map_err(|_| CallError::deadline())?;
         match asked {
             Ok(reply) if reply.get_ref().status() == ServingStatus::Serving => Ok(()),

@@ -6,7 +6,7 @@ use crate::{
     guard::{Bounds, Deadline, fits, items},
     inference::Methods as Understanding,
     metrics::Locality,
-    wire::quickcomm::{api::v1 as api, inference::v1 as inference},
+    wire::quickcomm::{api::v1 as api, audio::v1 as audio, inference::v1 as inference},
 };
 use async_trait::async_trait;
 use contracts::{
@@ -38,7 +38,12 @@ struct Local<T: ?Sized, M> {
 #[async_trait]
 impl Audio for Local<dyn Audio, Hearing> {
     async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
-        self.methods.open.call(Bounds::of(&cx), async { self.module.open(cx, spec).await }).await
+        let bounds = Bounds::of(&cx);
+        let work = async {
+            fits::<audio::StreamSpec, _>(&spec)?;
+            self.module.open(cx, spec).await
+        };
+        self.methods.open.call(bounds, work).await
     }
 }
 

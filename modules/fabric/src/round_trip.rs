@@ -201,6 +201,7 @@ fn record_event() -> impl Strategy<Value = RecordEvent> {
 proptest! {
     #[test]
     fn audio_reads_back(spec in spec(), event in event(), channel in channel_spec(), frame in (pos(), vec(any::<u8>(), 0..64)), credit in time(), model in text()) {
+        check_weight::<_, audio::StreamSpec>(&spec);
         check::<_, audio::StreamSpec>(spec);
         check::<_, audio::Event>(event);
         check_weight::<_, audio::ChannelSpec>(&channel);

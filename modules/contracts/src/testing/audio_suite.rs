@@ -112,7 +112,7 @@ async fn opening_does_not_wait_for_audio(audio: &dyn Audio, sound: &Sound) {
 
 async fn a_language_nobody_knows_is_refused(audio: &dyn Audio, sound: &Sound) {
     let spec = StreamSpec { language: "tlh-no-such".into(), ..sound.spec.clone() };
-    assert_eq!(audio.open(cx(), spec).await.map(|_| ()).unwrap_err().kind, ErrorKind::InvalidInput);
+    assert_eq!(audio.open(cx(), spec).await.err().map(|error| error.kind), Some(ErrorKind::InvalidInput));
 }
 
 async fn segments_partition_the_channel(audio: &dyn Audio, sound: &Sound) {
@@ -189,7 +189,7 @@ async fn a_torn_sample_is_refused_and_the_session_lives(audio: &dyn Audio, sound
     }
     let Session { mut frames, events, .. } = open(audio, &sound.spec).await;
     let torn = frames.send(sound.data.slice(..sound.width() + 1)).await;
-    assert_eq!(torn.unwrap_err().kind, ErrorKind::InvalidInput);
+    assert_eq!(torn.map_err(|error| error.kind), Err(ErrorKind::InvalidInput));
     let send = async {
         frames.send(sound.part(sound.samples() / 4)).await.expect("whole samples are still taken");
         frames.finish();

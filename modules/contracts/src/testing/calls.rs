@@ -260,6 +260,9 @@ async fn one_size_limit_for_requests_and_answers(place: &dyn Place) {
     let (_, record) = record(place).await;
     let opened = OpenConversation { title: Some(excess), ..opening(ConversationId::fresh()) };
     too_large(record.open(cx(), opened).await.expect_err("above the limit"));
+    let (_, audio) = hearing(place, FakeAudio::default()).await;
+    let spec = StreamSpec { language: "en".repeat(MAX_MESSAGE_BYTES), ..stream() };
+    too_large(audio.open(cx(), spec).await.err().expect("above the limit"));
 }
 
 async fn a_circle_of_calls_is_refused(place: &dyn Place) {

@@ -77,9 +77,11 @@ impl<'a> Call<'a> {
         self.record.attach(cx(), Attach { conversation: self.id, channel }).await.expect("a live channel can be attached to")
     }
 
-    async fn commit(&self, segments: &[Segment]) -> Vec<CommitOutcome> {
-        let outcomes = self.record.commit(cx(), segments.to_vec()).await.expect("a commit has an outcome per segment");
-        assert_eq!(outcomes.len(), segments.len(), "one outcome per segment, in their order");
+    async fn commit(&self, segments: impl Into<Vec<Segment>>) -> Vec<CommitOutcome> {
+        let segments = segments.into();
+        let sent = segments.len();
+        let outcomes = self.record.commit(cx(), segments).await.expect("a commit has an outcome per segment");
+        assert_eq!(outcomes.len(), sent, "one outcome per segment, in their order");
         outcomes
     }
 
@@ -178,7 +180,7 @@ async fn attaching_raises_the_epoch_and_says_where_to_go_on(record: &dyn Convers
     let call = Call::begin(record).await;
     let first = call.attach(AGENT).await;
     assert_eq!((first.safe, first.next_seq), (SamplePos::ZERO, 0));
-    call.commit(&[call.segment(AGENT, first.epoch, 0, 0..800, speech("hello", 0..800))]).await;
+    call.commit([call.segment(AGENT, first.epoch, 0, 0..800, speech("hello", 0..800))]).await;
     let second = call.attach(AGENT).await;
     assert!(second.epoch > first.epoch, "{second:?} after {first:?}");
     assert_eq!((second.safe, second.next_seq), (SamplePos(800), 1));
@@ -196,8 +198,8 @@ async fn a_batch_is_stored_segment_by_segment(record: &dyn Conversations) {
         call.segment(AGENT, epoch, 2, 1600..2400, speech("three", 1600..2400)),
     ];
     let ahead = Ahead { next_seq: 2, safe: SamplePos(1600) };
-    assert_eq!(call.commit(&batch).await, [Committed, Duplicate, Stale, Committed, ahead, Committed]);
-    assert_eq!(call.commit(&[]).await, []);
+    assert_eq!(call.commit(batch).await, [Committed, Duplicate, Stale, Committed, ahead, Committed]);
+    assert_eq!(call.commit([]).await, []);
     let view = call.view().await;
     assert_eq!(texts(&view), ["one", "two words", "three"]);
     let second = &view.utterances[1];
@@ -211,10 +213,10 @@ async fn a_duplicate_changes_nothing(record: &dyn Conversations) {
     let call = Call::begin(record).await;
     let epoch = call.attach(AGENT).await.epoch;
     let segment = call.segment(AGENT, epoch, 0, 0..800, speech("once", 0..800));
-    assert_eq!(call.commit(&[segment.clone()]).await, [Committed]);
+    assert_eq!(call.commit([segment.clone()]).await, [Committed]);
     let before = call.view().await;
     let retold = Segment { body: speech("twice", 0..800), ..segment };
-    assert_eq!(call.commit(&[retold]).await, [Duplicate]);
+    assert_eq!(call.commit([retold]).await, [Duplicate]);
     assert_eq!(call.view().await, before);
 }
 
@@ -222,11 +224,11 @@ async fn an_older_epoch_is_refused_and_its_commits_stay(record: &dyn Conversatio
     let call = Call::begin(record).await;
     let old = call.attach(AGENT).await.epoch;
     let first = call.segment(AGENT, old, 0, 0..800, speech("kept", 0..800));
-    assert_eq!(call.commit(&[first.clone()]).await, [Committed]);
+    assert_eq!(call.commit([first.clone()]).await, [Committed]);
     let new = call.attach(AGENT).await.epoch;
-    assert_eq!(call.commit(&[call.segment(AGENT, old, 1, 800..1600, speech("late", 800..1600))]).await, [Stale]);
-    assert_eq!(call.commit(&[first]).await, [Duplicate], "what is there is there, whoever repeats it");
-    assert_eq!(call.commit(&[call.segment(AGENT, new, 1, 800..1600, speech("mine", 800..1600))]).await, [Committed]);
+    assert_eq!(call.commit([call.segment(AGENT, old, 1, 800..1600, speech("late", 800..1600))]).await, [Stale]);
+    assert_eq!(call.commit([first]).await, [Duplicate], "what is there is there, whoever repeats it");
+    assert_eq!(call.commit([call.segment(AGENT, new, 1, 800..1600, speech("mine", 800..1600))]).await, [Committed]);
     assert_eq!(texts(&call.view().await), ["kept", "mine"]);
 }
 
@@ -234,27 +236,27 @@ async fn a_hole_in_the_numbers_asks_for_what_is_missing(record: &dyn Conversatio
     let call = Call::begin(record).await;
     let epoch = call.attach(AGENT).await.epoch;
     let ahead = call.segment(AGENT, epoch, 1, 800..1600, speech("second", 800..1600));
-    assert_eq!(call.commit(&[ahead.clone()]).await, [Ahead { next_seq: 0, safe: SamplePos::ZERO }]);
+    assert_eq!(call.commit([ahead.clone()]).await, [Ahead { next_seq: 0, safe: SamplePos::ZERO }]);
     assert_eq!(texts(&call.view().await), Vec::<String>::new());
-    assert_eq!(call.commit(&[call.segment(AGENT, epoch, 0, 0..800, speech("first", 0..800)), ahead]).await, [Committed, Committed]);
+    assert_eq!(call.commit([call.segment(AGENT, epoch, 0, 0..800, speech("first", 0..800)), ahead]).await, [Committed, Committed]);
 }
 
 async fn a_range_that_does_not_continue_is_never_stored(record: &dyn Conversations) {
     let call = Call::begin(record).await;
     let epoch = call.attach(AGENT).await.epoch;
     let of = |seq, range: std::ops::Range<u64>| call.segment(AGENT, epoch, seq, range.clone(), speech("cut", range));
-    assert_eq!(call.commit(&[of(0, 0..800)]).await, [Committed]);
+    assert_eq!(call.commit([of(0, 0..800)]).await, [Committed]);
     for (wrong, why) in [
         (of(0, 0..900), "same seq, other end"),
         (of(1, 700..1600), "overlaps what is committed"),
         (of(1, 900..1600), "leaves a hole"),
         (of(1, 800..800), "empty"),
     ] {
-        assert_eq!(call.commit(&[wrong]).await, [Mismatch], "{why}");
+        assert_eq!(call.commit([wrong]).await, [Mismatch], "{why}");
     }
     let stands = call.standing(AGENT).await;
     assert_eq!((stands.next_seq, stands.safe), (1, SamplePos(800)));
-    assert_eq!(call.commit(&[of(1, 800..1600)]).await, [Committed], "the right one is still taken");
+    assert_eq!(call.commit([of(1, 800..1600)]).await, [Committed], "the right one is still taken");
 }
 
 async fn channels_do_not_disturb_each_other(record: &dyn Conversations) {
@@ -265,7 +267,7 @@ async fn channels_do_not_disturb_each_other(record: &dyn Conversations) {
         call.segment(AGENT, agent, 0, 0..800, speech("stale", 0..800)),
         call.segment(CUSTOMER, customer, 0, 0..1600, speech("fresh", 0..1600)),
     ];
-    assert_eq!(call.commit(&batch).await, [Stale, Committed]);
+    assert_eq!(call.commit(batch).await, [Stale, Committed]);
     let view = call.view().await;
     assert_eq!((view.utterances[0].role, view.utterances[0].end_ms), (Role::Customer, 100), "16 kHz");
     assert_eq!(call.standing(AGENT).await.safe, SamplePos::ZERO);
@@ -276,7 +278,7 @@ async fn silence_moves_the_watermark_and_a_gap_is_shown(record: &dyn Conversatio
     let epoch = call.attach(AGENT).await.epoch;
     let gap = SegmentBody::Gap { reason: "the caller was away".into() };
     let batch = [call.segment(AGENT, epoch, 0, 0..8000, SegmentBody::Silence), call.segment(AGENT, epoch, 1, 8000..16000, gap)];
-    assert_eq!(call.commit(&batch).await, [Committed, Committed]);
+    assert_eq!(call.commit(batch).await, [Committed, Committed]);
     let view = call.view().await;
     assert_eq!(texts(&view), Vec::<String>::new());
     assert_eq!(view.gaps.len(), 1);
@@ -289,7 +291,7 @@ async fn a_newer_run_supersedes_and_a_repeated_record_is_not_new(record: &dyn Co
     let call = Call::begin(record).await;
     let epoch = call.attach(CUSTOMER).await.epoch;
     let segment = call.segment(CUSTOMER, epoch, 0, 0..1600, speech("cancel it", 0..1600));
-    call.commit(&[segment.clone()]).await;
+    call.commit([segment.clone()]).await;
     let utterance = segment.utterance_id();
     let older = call.insight(utterance, "config a", "praise");
     let sentiment = Insight { task: Task::Sentiment, run: RunId::live(call.id, "sentiment", "s"), ..older.clone() };
@@ -307,14 +309,14 @@ async fn closing_is_idempotent_and_final(record: &dyn Conversations) {
     let call = Call::begin(record).await;
     let epoch = call.attach(AGENT).await.epoch;
     let kept = call.segment(AGENT, epoch, 0, 0..800, speech("bye", 0..800));
-    call.commit(&[kept.clone()]).await;
+    call.commit([kept.clone()]).await;
     let close = Close { conversation: call.id, state: ConversationState::Complete, ended_at: at(5000) };
     let closed = record.close(cx(), close.clone()).await.expect("a live conversation closes");
     assert_eq!((closed.state, closed.ended_at), (ConversationState::Complete, Some(at(5000))));
     let again = Close { state: ConversationState::Abandoned, ended_at: at(9000), ..close };
     assert_eq!(record.close(cx(), again).await, Ok(closed.clone()), "the first close counts");
-    assert_eq!(call.commit(&[call.segment(AGENT, epoch, 1, 800..1600, speech("late", 800..1600))]).await, [Stale]);
-    assert_eq!(call.commit(&[kept]).await, [Duplicate]);
+    assert_eq!(call.commit([call.segment(AGENT, epoch, 1, 800..1600, speech("late", 800..1600))]).await, [Stale]);
+    assert_eq!(call.commit([kept]).await, [Duplicate]);
     let attach = record.attach(cx(), Attach { conversation: call.id, channel: AGENT }).await;
     assert_eq!(attach.map_err(|e| e.kind), Err(ErrorKind::Conflict), "nobody attaches to a closed conversation");
     let live = Call::begin(record).await;
@@ -325,12 +327,12 @@ async fn closing_is_idempotent_and_final(record: &dyn Conversations) {
 async fn a_watcher_sees_everything_from_now_on(record: &dyn Conversations) {
     let call = Call::begin(record).await;
     let epoch = call.attach(AGENT).await.epoch;
-    call.commit(&[call.segment(AGENT, epoch, 0, 0..800, speech("before", 0..800))]).await;
+    call.commit([call.segment(AGENT, epoch, 0, 0..800, speech("before", 0..800))]).await;
     let mut watch = record.watch(cx(), call.id).await.expect("a conversation can be watched");
     let gap = SegmentBody::Gap { reason: "lost".into() };
     let said = call.segment(AGENT, epoch, 1, 800..1600, speech("after", 800..1600));
-    call.commit(&[said.clone(), call.segment(AGENT, epoch, 2, 1600..2400, gap)]).await;
-    call.commit(&[said.clone()]).await; // a duplicate is no news
+    call.commit([said.clone(), call.segment(AGENT, epoch, 2, 1600..2400, gap)]).await;
+    call.commit([said.clone()]).await; // a duplicate is no news
     let insight = call.insight(said.utterance_id(), "config", "intent");
     record.record(cx(), vec![insight.clone()]).await.expect("an insight of a live conversation");
     let close = Close { conversation: call.id, state: ConversationState::Abandoned, ended_at: at(300) };

@@ -4,7 +4,7 @@ use super::Methods;
 use crate::{
     context,
     error::from_status,
-    guard::Bounds,
+    guard::{Bounds, passes},
     metrics::Locality,
     wire::{
         Unreadable,
@@ -39,7 +39,9 @@ impl Remote {
     async fn begin(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
         // Unbounded in name only: frames are bounded by the session's credit, `taken` by the events that were sent.
         let (up, requests) = mpsc::unbounded_channel();
-        let _ = up.send(message(Up::Spec(spec.clone().into())));
+        let first = message(Up::Spec(spec.clone().into()));
+        passes(&first)?;
+        let _ = up.send(first);
         let request = context::request(&cx, UnboundedReceiverStream::new(requests));
         let mut down = self.client.clone().open(request).await.map_err(from_status)?.into_inner();
         let info = match down.message().await.map_err(from_status)?.and_then(|down| down.message) {

@@ -52,6 +52,12 @@ impl TryFrom<pb::StreamSpec> for StreamSpec {
     }
 }
 
+impl Weight for StreamSpec {
+    fn weight(&self) -> usize {
+        text(&self.language) + 7 * NUMBER
+    }
+}
+
 fn encoding(encoding: Encoding) -> pb::Encoding {
     match encoding {
         Encoding::Linear16 => pb::Encoding::Linear16,
