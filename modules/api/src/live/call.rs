@@ -347,10 +347,9 @@ impl Call {
         })
     }
 
-    /// Marks the metrics as asked for, so that what is said while they are computed is seen by the next tick.
-    pub(crate) fn measuring(&mut self) {
+    pub(crate) fn needs_measuring(&mut self, stale: bool) {
         if let Some(detail) = &mut self.detail {
-            detail.stale_metrics = false;
+            detail.stale_metrics = stale;
         }
     }
 

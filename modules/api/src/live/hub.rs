@@ -332,25 +332,26 @@ impl Hub {
         for (tenant, room) in &mut self.rooms.lock().tenants {
             for (id, watched) in &mut room.watched {
                 if let Some(call) = watched.call.as_mut().filter(|call| call.has_stale_metrics()) {
-                    call.measuring();
+                    call.needs_measuring(false); // before reading, so that what is said meanwhile is seen by the next tick
                     due.push((tenant.clone(), *id));
                 }
             }
         }
         for (tenant, id) in due {
-            let metrics = match self.record.metrics(&tenant, id).await {
-                Ok(metrics) => metrics,
-                Err(cause) => {
-                    warn!(conversation.id = %id, %cause, "talk metrics could not be read");
-                    continue;
-                }
-            };
+            let read = self.record.metrics(&tenant, id).await;
             let mut rooms = self.rooms.lock();
             let watched = rooms.tenants.get_mut(&tenant).and_then(|room| room.watched.get_mut(&id));
-            if let Some(Watched { topic, call: Some(call), .. }) = watched
-                && let Some(event) = call.measured(metrics)
-            {
-                topic.emit(id, &event);
+            let Some(Watched { topic, call: Some(call), .. }) = watched else { continue };
+            match read {
+                Ok(metrics) => {
+                    if let Some(event) = call.measured(metrics) {
+                        topic.emit(id, &event);
+                    }
+                }
+                Err(cause) => {
+                    warn!(conversation.id = %id, %cause, "talk metrics could not be read");
+                    call.needs_measuring(true);
+                }
             }
         }
     }

@@ -209,7 +209,7 @@ impl Connection {
             }
             Asked::Ping => self.outbox.answer(None, None, wire::frame("pong", None, None, None, serde_json::json!({}))),
             Asked::Subscribe { topic, partials, since_seq, epoch } => {
-                let Some(name) = self.topic(&topic) else { return None };
+                let name = self.topic(&topic)?;
                 if !self.topics.contains(&name) && self.topics.len() >= self.hub.settings.max_topics {
                     self.refuse(Some(name), "too_many_topics", format!("at most {} topics on one socket", self.hub.settings.max_topics));
                     return None;

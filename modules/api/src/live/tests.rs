@@ -84,9 +84,11 @@ impl Mirror {
         match frame["type"].as_str().unwrap() {
             "snapshot" => {
                 self.conversation = data["conversation"].clone();
-                for (kept, name, id) in
-                    [(&mut self.utterances, "utterances", "id"), (&mut self.insights, "insights", "id"), (&mut self.partials, "partials", "utterance_id")]
-                {
+                for (kept, name, id) in [
+                    (&mut self.utterances, "utterances", "id"),
+                    (&mut self.insights, "insights", "id"),
+                    (&mut self.partials, "partials", "utterance_id"),
+                ] {
                     kept.extend(data[name].as_array().unwrap().iter().map(|row| (key(row, id), row.clone())));
                 }
             }
@@ -110,6 +112,11 @@ impl Mirror {
             other => panic!("unexpected {other}"),
         }
     }
+}
+
+/// By way of text, so that numbers are as short as on the wire.
+fn as_told(rows: &impl serde::Serialize) -> Value {
+    serde_json::from_str(&serde_json::to_string(rows).unwrap()).unwrap()
 }
 
 /// One speaker's turns, each with its partials, its meaning, and now and then a second thought.
@@ -157,9 +164,9 @@ async fn snapshot_and_events_rebuild_the_record_whenever_a_reader_joins() {
     let ((), mirrors) = tokio::join!(speakers, readers);
 
     let row = |value: &Value| (value["id"].as_str().unwrap().to_owned(), value.clone());
-    let json = |rows: Value| rows.as_array().unwrap().iter().map(row).collect::<BTreeMap<_, _>>();
-    let utterances = json(serde_json::to_value(world.record.transcript(&world.tenant, id).await.unwrap()).unwrap());
-    let insights = json(serde_json::to_value(world.record.insights(&world.tenant, id, false, None).await.unwrap()).unwrap());
+    let by_id = |rows: Value| rows.as_array().unwrap().iter().map(row).collect::<BTreeMap<_, _>>();
+    let utterances = by_id(as_told(&world.record.transcript(&world.tenant, id).await.unwrap()));
+    let insights = by_id(as_told(&world.record.insights(&world.tenant, id, false, None).await.unwrap()));
     assert_eq!((utterances.len(), insights.len()), (60, 50));
     for mirror in mirrors {
         assert_eq!(mirror.utterances, utterances);
@@ -222,6 +229,7 @@ async fn what_lies_too_far_back_is_answered_by_a_snapshot() {
     let witness = Inside::new(&world);
     let mut text = String::new();
     while !text.contains(&format!("word {}", RESUME_EVENTS / 2 + 7)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
         witness.subscribe(&world, TopicName::Wall, None);
         text = witness.until("snapshot").await.to_string();
     }
@@ -232,7 +240,9 @@ async fn what_lies_too_far_back_is_answered_by_a_snapshot() {
 
 #[actix_web::test]
 async fn unfinished_text_goes_with_its_final_its_retraction_or_its_age() {
-    let world = World::with(Settings { live: super::Settings { partial_ttl_ms: 1_000, ..super::Settings::default() }, ..Settings::default() }).await;
+    let world =
+        World::with(Settings { live: super::Settings { partial_ttl_ms: 1_000, ..super::Settings::default() }, ..Settings::default() })
+            .await;
     let id = world.open("Billing").await;
     let reader = Inside::new(&world);
     reader.subscribe(&world, TopicName::Conversation(id), None);
@@ -244,7 +254,10 @@ async fn unfinished_text_goes_with_its_final_its_retraction_or_its_age() {
     let taken_back = UtteranceId::from_u128(2);
     world.partial(id, 1, taken_back, 1, "hm").await;
     let partial = reader.until("utterance.partial").await;
-    assert_eq!((partial["data"]["utterance_id"].as_str(), partial["data"]["role"].as_str()), (Some(&*taken_back.to_string()), Some("customer")));
+    assert_eq!(
+        (partial["data"]["utterance_id"].as_str(), partial["data"]["role"].as_str()),
+        (Some(&*taken_back.to_string()), Some("customer"))
+    );
     world.signal(id, 1, LiveBody::Retracted { utterance: taken_back }).await;
     world.partial(id, 1, taken_back, 9, "again").await;
     assert_eq!(reader.until("utterance.retracted").await["data"]["utterance_id"], taken_back.to_string());
@@ -263,12 +276,18 @@ async fn the_wall_shows_who_is_live_and_tells_what_happens() {
     let wall = reader.until("snapshot").await;
     let tile = &wall["data"]["conversations"][0];
     assert_eq!((tile["id"].as_str(), tile["last_text"].as_str()), (Some(&*old.to_string()), Some("you charged me twice")), "{wall}");
-    assert_eq!(tile["sentiments"], json!([{ "at_ms": 0, "name": "negative", "score": 0.8f32 }]));
-    assert_eq!((tile["talking"].clone(), tile["connected"].clone(), tile["lag_ms"].clone()), (json!([false, false]), json!(true), json!(0)));
+    assert_eq!(tile["sentiments"], json!([{ "at_ms": 0, "name": "negative", "score": 0.8 }]));
+    assert_eq!(
+        (tile["talking"].clone(), tile["connected"].clone(), tile["lag_ms"].clone()),
+        (json!([false, false]), json!(true), json!(0))
+    );
 
     let new = world.open("after").await;
     let started = reader.until("conversation.started").await;
-    assert_eq!((started["conversation_id"].as_str(), started["data"]["conversation"]["title"].as_str()), (Some(&*new.to_string()), Some("after")));
+    assert_eq!(
+        (started["conversation_id"].as_str(), started["data"]["conversation"]["title"].as_str()),
+        (Some(&*new.to_string()), Some("after"))
+    );
     world.signal(new, 1, LiveBody::Activity { talking: true }).await;
     assert_eq!(reader.until("speech.activity").await["data"], json!({ "channel": 1, "talking": true }));
     world.signal(new, 1, LiveBody::Link { connected: false }).await;
@@ -301,7 +320,7 @@ async fn talk_metrics_follow_at_most_once_a_second() {
         ticks.push(reader.until("metrics.tick").await);
     }
     assert!(start.elapsed() >= Duration::from_millis(1_900), "{:?}", start.elapsed());
-    let told = serde_json::to_value(world.record.metrics(&world.tenant, id).await.unwrap()).unwrap();
+    let told = as_told(&world.record.metrics(&world.tenant, id).await.unwrap());
     assert_eq!(ticks[2]["data"], told);
     assert!(ticks[2]["seq"].is_null());
 }
@@ -380,13 +399,14 @@ impl Client {
 /// Serves the world; ends with it.
 fn serve(world: &World) -> String {
     let api = world.api.clone();
-    let server = HttpServer::new(move || App::new().configure(|app| api.configure(app))).workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
+    let server =
+        HttpServer::new(move || App::new().configure(|app| api.configure(app))).workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
     let addr = server.addrs()[0];
     let running = server.run();
-    let (handle, stop) = (running.handle(), world.stop.clone());
+    let (handle, over) = (running.handle(), world.over.clone());
     actix_web::rt::spawn(running);
     actix_web::rt::spawn(async move {
-        stop.cancelled().await;
+        over.cancelled().await;
         handle.stop(false).await;
     });
     format!("ws://{addr}/v1/live")

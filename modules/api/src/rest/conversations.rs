@@ -3,7 +3,7 @@
 use super::{
     Caller, HasRecording,
     params::{self, Params},
-    problem::Problem,
+    problem::{Problem, ProblemDocument},
 };
 use crate::record::{ConversationFilter, ConversationRow, InsightRow, Page, Record, TalkMetrics, UtteranceRow};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -42,7 +42,7 @@ pub struct Insights {
         ("sentiment" = Option<String>, Query, description = "Name of the customer's latest sentiment."),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("limit" = Option<u32>, Query, description = "1 to 200; default 50.", minimum = 1, maximum = 200)),
-    responses((status = 200, body = Page<ConversationRow>), (status = 400, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<ConversationRow>), (status = 400, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn list(request: HttpRequest, caller: Caller, reads: web::Data<Reads>) -> Result<HttpResponse, Problem> {
     let mut params = Params::read(&request, &["state", "from", "to", "tag", "intent", "sentiment", "cursor", "limit"]);
     let filter = ConversationFilter {
@@ -63,7 +63,7 @@ pub(crate) async fn list(request: HttpRequest, caller: Caller, reads: web::Data<
 /// One conversation.
 #[utoipa::path(get, path = "/v1/conversations/{id}", tag = "conversations", operation_id = "get_conversation",
     params(("id" = String, Path, description = "`conv_…`")),
-    responses((status = 200, body = ConversationRow), (status = 404, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = ConversationRow), (status = 404, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn one(
     request: HttpRequest,
     id: web::Path<String>,
@@ -81,8 +81,8 @@ pub(crate) async fn one(
         ("id" = String, Path, description = "`conv_…`"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("limit" = Option<u32>, Query, description = "1 to 200; default 50.", minimum = 1, maximum = 200)),
-    responses((status = 200, body = Page<UtteranceRow>), (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 404, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<UtteranceRow>), (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn utterances(
     request: HttpRequest,
     id: web::Path<String>,
@@ -101,8 +101,8 @@ pub(crate) async fn utterances(
         ("id" = String, Path, description = "`conv_…`"),
         ("task" = Option<String>, Query, description = "`intent` or `sentiment`; all when not given."),
         ("superseded" = Option<bool>, Query, description = "Whether insights that newer ones have replaced are included; default false.")),
-    responses((status = 200, body = Insights), (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 404, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = Insights), (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn insights(
     request: HttpRequest,
     id: web::Path<String>,
@@ -120,7 +120,7 @@ pub(crate) async fn insights(
 /// Who talked how much.
 #[utoipa::path(get, path = "/v1/conversations/{id}/metrics", tag = "conversations", operation_id = "get_talk_metrics",
     params(("id" = String, Path, description = "`conv_…`")),
-    responses((status = 200, body = TalkMetrics), (status = 404, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = TalkMetrics), (status = 404, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn metrics(
     request: HttpRequest,
     id: web::Path<String>,

@@ -68,7 +68,7 @@ pub(crate) async fn edge(request: ServiceRequest, next: Next<impl MessageBody + 
 
     let answer = async {
         if let Err(problem) = known_host(&request) {
-            return request.into_response(problem.answer("", String::new()));
+            return request.error_response(problem);
         }
         let asked = request.request().clone();
         match next.call(request).await {

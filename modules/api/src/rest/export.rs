@@ -4,7 +4,7 @@ use super::{
     Caller,
     conversations::Reads,
     params::{self, Params},
-    problem::Problem,
+    problem::{Problem, ProblemDocument},
 };
 use crate::record::{ConversationRow, InsightRow, TalkMetrics, UtteranceKind, UtteranceRow, WordRow};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
@@ -62,8 +62,8 @@ pub struct Export {
         ("format" = Option<String>, Query, description = "`json` (default), `txt`, `srt` or `vtt`.")),
     responses(
         (status = 200, description = "The file.", content((Export = "application/json"), (String = "text/plain"), (String = "application/x-subrip"), (String = "text/vtt"))),
-        (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 404, body = Problem, content_type = "application/problem+json")))]
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn export(
     request: HttpRequest,
     id: web::Path<String>,

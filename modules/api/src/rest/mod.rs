@@ -23,7 +23,7 @@ mod tests;
 pub(crate) mod world;
 
 pub(crate) use edge::Caller;
-pub use problem::{Fault, Problem};
+pub use problem::{Fault, Problem, ProblemDocument};
 pub use settings::Settings;
 
 use crate::{admin::Status, live::Hub, record::Record};

@@ -1,6 +1,11 @@
 //! The OpenAPI document, made from the handlers, and Swagger UI to read it with.
 
-use super::{conversations, dashboard, export, params::Params, problem::Problem, search, status, summary};
+use super::{
+    conversations, dashboard, export,
+    params::Params,
+    problem::{Problem, ProblemDocument},
+    search, status, summary,
+};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, LazyLock};
@@ -35,7 +40,7 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
         transcribe,
         recording
     ),
-    components(schemas(Problem)),
+    components(schemas(ProblemDocument)),
     tags(
         (name = "conversations", description = "What was said and what it meant."),
         (name = "search", description = "Find what was said."),
@@ -51,8 +56,8 @@ struct Document;
 /// Say `{"type":"hello","protocol":1}`, then `{"type":"subscribe","topic":"wall"}` or `{"type":"subscribe","topic":"conversation:conv_…"}`;
 /// a snapshot comes first, numbered events continue it. Resume with `since_seq` and `epoch`.
 #[utoipa::path(get, path = "/v1/live", tag = "live", operation_id = "live_feed",
-    responses((status = 101, description = "WebSocket."), (status = 403, body = Problem, content_type = "application/problem+json"),
-        (status = 503, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 101, description = "WebSocket."), (status = 403, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json")))]
 #[allow(dead_code)]
 fn live() {}
 
@@ -71,9 +76,9 @@ fn live() {}
         ("external_id" = Option<String>, Query, description = "Your own name for the conversation."),
         ("tag" = Option<String>, Query, description = "Repeatable."),
         ("conversation" = Option<String>, Query, description = "An id of your own, or the one to resume.")),
-    responses((status = 101, description = "WebSocket."), (status = 400, body = Problem, content_type = "application/problem+json"),
-        (status = 409, body = Problem, content_type = "application/problem+json"),
-        (status = 503, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 101, description = "WebSocket."), (status = 400, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json")))]
 #[allow(dead_code)]
 fn stream() {}
 
@@ -94,7 +99,7 @@ fn transcribe() {}
         ("id" = String, Path, description = "`conv_…`"),
         ("channel" = Option<u8>, Query, description = "One channel alone; all of them interleaved when not given.")),
     responses((status = 200, content_type = "audio/wav"), (status = 206, content_type = "audio/wav"),
-        (status = 404, description = "Unknown, or recordings are off.", body = Problem, content_type = "application/problem+json")))]
+        (status = 404, description = "Unknown, or recordings are off.", body = ProblemDocument, content_type = "application/problem+json")))]
 #[allow(dead_code)]
 fn recording() {}
 

@@ -16,8 +16,21 @@ use utoipa::ToSchema;
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 
 /// An error, with what was expected instead.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
+    pub status: StatusCode,
+    /// For programs; from a closed set.
+    pub code: &'static str,
+    pub detail: String,
+    pub errors: Vec<Fault>,
+    retry_after_s: Option<u64>,
+    allow: Option<&'static str>,
+}
+
+/// A problem as it goes out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemDocument {
     #[serde(rename = "type")]
     #[schema(example = "urn:quickcomm:problem:invalid_parameter")]
     pub kind: String,
@@ -38,10 +51,6 @@ pub struct Problem {
     pub trace_id: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Fault>,
-    #[serde(skip)]
-    retry_after_s: Option<u64>,
-    #[serde(skip)]
-    allow: Option<&'static str>,
 }
 
 /// One value at fault.
@@ -55,19 +64,8 @@ pub struct Fault {
 }
 
 impl Problem {
-    pub fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
-        Self {
-            kind: format!("urn:quickcomm:problem:{code}"),
-            title: status.canonical_reason().unwrap_or("Error").into(),
-            status: status.as_u16(),
-            detail: detail.into(),
-            instance: String::new(),
-            code: code.into(),
-            trace_id: String::new(),
-            errors: vec![],
-            retry_after_s: None,
-            allow: None,
-        }
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), errors: vec![], retry_after_s: None, allow: None }
     }
 
     pub fn not_found(detail: impl Into<String>) -> Self {
@@ -108,11 +106,9 @@ impl Problem {
         Self::new(status, code, detail)
     }
 
-    /// The document as it goes out, of this request.
-    pub(crate) fn answer(mut self, instance: &str, trace_id: String) -> HttpResponse {
-        self.instance = instance.chars().take(512).collect();
-        self.trace_id = trace_id;
-        let mut answer = HttpResponseBuilder::new(self.status_code());
+    /// The answer to the request for `instance`.
+    pub(crate) fn answer(self, instance: &str, trace_id: String) -> HttpResponse {
+        let mut answer = HttpResponseBuilder::new(self.status);
         answer.content_type(PROBLEM_JSON).insert_header((CACHE_CONTROL, "no-store"));
         if let Some(seconds) = self.retry_after_s {
             answer.insert_header((RETRY_AFTER, seconds));
@@ -120,7 +116,17 @@ impl Problem {
         if let Some(methods) = self.allow {
             answer.insert_header((ALLOW, methods));
         }
-        answer.body(serde_json::to_vec(&self).expect("a problem is strings and numbers"))
+        let document = ProblemDocument {
+            kind: format!("urn:quickcomm:problem:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("Error").into(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+            instance: instance.chars().take(512).collect(),
+            code: self.code.into(),
+            trace_id,
+            errors: self.errors,
+        };
+        answer.body(serde_json::to_vec(&document).expect("a problem is strings and numbers"))
     }
 }
 
@@ -132,7 +138,7 @@ impl fmt::Display for Problem {
 
 impl ResponseError for Problem {
     fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        self.status
     }
     /// Path and trace id are added where the request is known, at the edge.
     fn error_response(&self) -> HttpResponse<BoxBody> {
@@ -175,7 +181,7 @@ mod tests {
         for kind in ErrorKind::ALL {
             let problem = Problem::from(CallError::new(kind, Retry::Never, "why"));
             assert_eq!(problem.code, kind.name());
-            assert!(problem.status >= 400, "{kind:?}");
+            assert!(problem.status.as_u16() >= 400, "{kind:?}");
         }
     }
 

@@ -1,6 +1,11 @@
 //! Search in what was said.
 
-use super::{Caller, conversations::Reads, params::Params, problem::Problem};
+use super::{
+    Caller,
+    conversations::Reads,
+    params::Params,
+    problem::{Problem, ProblemDocument},
+};
 use crate::record::{Page, SearchFilter, SearchHit};
 use actix_web::{HttpRequest, HttpResponse, web};
 use contracts::audio::Role;
@@ -17,7 +22,7 @@ const MAX_QUERY_CHARS: usize = 512;
         ("to" = Option<String>, Query, description = "The conversation started before this time (RFC 3339)."),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("limit" = Option<u32>, Query, description = "1 to 200; default 50.", minimum = 1, maximum = 200)),
-    responses((status = 200, body = Page<SearchHit>), (status = 400, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<SearchHit>), (status = 400, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn search(request: HttpRequest, caller: Caller, reads: web::Data<Reads>) -> Result<HttpResponse, Problem> {
     let mut params = Params::read(&request, &["q", "role", "from", "to", "cursor", "limit"]);
     let q = params.text("q").filter(|q| !q.trim().is_empty());

@@ -4,7 +4,7 @@ use super::{
     Caller,
     conversations::Reads,
     params::{self, Params},
-    problem::Problem,
+    problem::{Problem, ProblemDocument},
 };
 use crate::record::{EvidenceRow, UtteranceKind, UtteranceRow};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -45,8 +45,8 @@ pub struct SummaryRow {
 /// Why they called, what was promised, how it ended.
 #[utoipa::path(get, path = "/v1/conversations/{id}/summary", tag = "conversations", operation_id = "summarize_conversation",
     params(("id" = String, Path, description = "`conv_…`")),
-    responses((status = 200, body = Summary), (status = 404, body = Problem, content_type = "application/problem+json"),
-        (status = 503, body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, body = Summary), (status = 404, body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json")))]
 pub(crate) async fn summary(
     request: HttpRequest,
     id: web::Path<String>,

@@ -1,6 +1,6 @@
 //! REST as a client sees it, on a real record.
 
-use super::{openapi, problem::Problem, routes, world::World};
+use super::{openapi, problem::ProblemDocument, routes, world::World};
 use actix_web::{
     App, Error,
     body::MessageBody,
@@ -36,14 +36,17 @@ fn head<B>(answer: &ServiceResponse<B>, name: impl header::AsHeaderName) -> Stri
     answer.headers().get(name).expect("this header").to_str().unwrap().to_owned()
 }
 
-async fn json<B: MessageBody>(app: &impl Service<actix_http::Request, Response = ServiceResponse<B>, Error = Error>, path: &str) -> (u16, Value) {
+async fn json<B: MessageBody>(
+    app: &impl Service<actix_http::Request, Response = ServiceResponse<B>, Error = Error>,
+    path: &str,
+) -> (u16, Value) {
     let answer = test::call_service(app, get(path).to_request()).await;
     let (status, kind) = (answer.status().as_u16(), head(&answer, header::CONTENT_TYPE));
     assert_eq!(kind, if status < 400 { "application/json" } else { "application/problem+json" }, "{path}");
     let trace = head(&answer, "x-trace-id");
     let body: Value = serde_json::from_slice(&test::read_body(answer).await).unwrap();
     if status >= 400 {
-        let problem: Problem = serde_json::from_value(body.clone()).unwrap();
+        let problem: ProblemDocument = serde_json::from_value(body.clone()).unwrap();
         assert_eq!((problem.status, problem.trace_id.as_str()), (status, trace.as_str()), "{path}");
         assert_eq!(problem.instance, path.split('?').next().unwrap());
         assert!(problem.kind.ends_with(&problem.code) && !problem.title.is_empty() && !problem.detail.is_empty(), "{body}");
@@ -67,7 +70,12 @@ async fn every_error_is_a_problem_that_says_what_was_expected() {
         (format!("/v1/conversations/{nobody}/summary"), 404, "not_found", "conv_"),
         (format!("/v1/conversations/{nobody}/export"), 404, "not_found", "conv_"),
         ("/v1/conversations/conv_12".to_owned(), 404, "not_found", "expected conv_"),
-        ("/v1/conversations?stat=live".to_owned(), 400, "unknown_parameter", "known are state, from, to, tag, intent, sentiment, cursor, limit"),
+        (
+            "/v1/conversations?stat=live".to_owned(),
+            400,
+            "unknown_parameter",
+            "known are state, from, to, tag, intent, sentiment, cursor, limit",
+        ),
         ("/v1/conversations?state=dead".to_owned(), 400, "invalid_parameter", "expected live, complete, abandoned"),
         ("/v1/conversations?from=yesterday".to_owned(), 400, "invalid_parameter", "2026-01-31T12:00:00Z"),
         ("/v1/conversations?limit=0".to_owned(), 400, "invalid_parameter", "expected 1 to 200"),
@@ -101,8 +109,8 @@ async fn what_changes_something_is_not_answered_here() {
         let answer = test::call_service(&app, request.set_payload("{\"a\":").to_request()).await;
         assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
         assert_eq!(head(&answer, header::ALLOW), "GET, HEAD");
-        let problem: Problem = serde_json::from_slice(&test::read_body(answer).await).unwrap();
-        assert!(problem.detail.contains(method), "{problem}");
+        let problem: ProblemDocument = serde_json::from_slice(&test::read_body(answer).await).unwrap();
+        assert!(problem.detail.contains(method), "{problem:?}");
     }
 }
 
@@ -113,7 +121,7 @@ async fn a_page_elsewhere_cannot_use_its_own_name_for_this_server() {
     let rebound = TestRequest::get().uri("/v1/conversations").insert_header((header::HOST, "evil.example:8080"));
     let answer = test::call_service(&app, rebound.to_request()).await;
     assert_eq!(answer.status(), StatusCode::MISDIRECTED_REQUEST);
-    let problem: Problem = serde_json::from_slice(&test::read_body(answer).await).unwrap();
+    let problem: ProblemDocument = serde_json::from_slice(&test::read_body(answer).await).unwrap();
     assert_eq!(problem.code, "unknown_host");
     assert_eq!(problem.trace_id.len(), 32);
 }
@@ -145,7 +153,10 @@ async fn pages_walk_through_everything_once() {
     for n in 0..9 {
         world.say(id, n % 2, &format!("sentence number {n}")).await;
     }
-    async fn walk(app: &impl Service<actix_http::Request, Response = ServiceResponse<impl MessageBody>, Error = Error>, path: &str) -> Vec<String> {
+    async fn walk(
+        app: &impl Service<actix_http::Request, Response = ServiceResponse<impl MessageBody>, Error = Error>,
+        path: &str,
+    ) -> Vec<String> {
         let (mut seen, mut cursor) = (vec![], None::<String>);
         loop {
             let next = cursor.map(|c| format!("&cursor={c}")).unwrap_or_default();

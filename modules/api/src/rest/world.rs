@@ -25,7 +25,10 @@ pub(crate) struct World {
     pub(crate) status: Status,
     pub(crate) api: Api,
     pub(crate) tenant: TenantId,
+    /// Stops record and live feed.
     pub(crate) stop: CancellationToken,
+    /// Ends with the world: stops listeners.
+    pub(crate) over: CancellationToken,
     channels: Mutex<HashMap<(ConversationId, u8), Attached>>,
     _data: tempfile::TempDir,
 }
@@ -33,6 +36,7 @@ pub(crate) struct World {
 impl Drop for World {
     fn drop(&mut self) {
         self.stop.cancel();
+        self.over.cancel();
     }
 }
 
@@ -57,7 +61,18 @@ impl World {
         tokio::spawn(record.clone().run(stop.clone()));
         let (running, stopping) = (api.clone(), stop.clone());
         tokio::spawn(async move { running.run(stopping).await });
-        Self { record, bus, inference, status, api, tenant: TenantId::default(), stop, channels: Mutex::default(), _data: data }
+        Self {
+            record,
+            bus,
+            inference,
+            status,
+            api,
+            tenant: TenantId::default(),
+            stop,
+            over: CancellationToken::new(),
+            channels: Mutex::default(),
+            _data: data,
+        }
     }
 
     fn cx(&self) -> CallCx {
