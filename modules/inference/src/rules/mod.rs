@@ -14,7 +14,7 @@ use std::{collections::HashSet, ops::Range};
 
 /// Words a negation or an intensifier reaches over.
 const REACH: usize = 3;
-const NEGATED: f32 = 0.7;
+const NEGATED: f32 = 0.9;
 const INTENSIFIED: f32 = 1.4;
 
 pub struct Rules {

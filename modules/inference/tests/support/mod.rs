@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -32,13 +33,18 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// The library allows one environment per process.
+pub fn runtime(models: &Path) -> Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::load(models).unwrap()).clone()
+}
+
 pub async fn local() -> Option<Local> {
     let Some(models) = models() else {
         eprintln!("SKIPPED: no models on disk; `make models` fetches them");
         return None;
     };
-    let runtime = Runtime::load(&models).unwrap();
-    let local = Local::start(Some(&runtime), &models, &patient()).unwrap();
+    let local = Local::start(Some(&runtime(&models)), &models, &patient()).unwrap();
     local.ready().await.unwrap();
     Some(local)
 }
