@@ -198,7 +198,8 @@ function Line({ turn, reading, playable }: { turn: Turn; reading: Reading; playa
             ))}
       </p>
       <div class="verdicts">
-        {turn.intent && <Chip insight={turn.intent} reading={reading} />}
+        {/* What agents want is not asked, so its missing answer is no news. */}
+        {turn.intent && !(utterance.role === 'agent' && turn.intent.abstained !== null) && <Chip insight={turn.intent} reading={reading} />}
         {turn.sentiment && <Chip insight={turn.sentiment} reading={reading} />}
       </div>
     </div>

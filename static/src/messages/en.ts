@@ -59,7 +59,7 @@ export const en = {
   untitled: 'Untitled call',
   seconds: (s: string) => `${s} s`,
   ms: (n: number) => `${number.format(n)} ms`,
-  percent: (n: number) => `${Math.round(n * 100)} %`,
+  percent: (n: number) => (n < 1 && n >= 0.995 ? '> 99 %' : `${Math.round(n * 100)} %`),
   notKnown: 'not known',
   close: 'Close',
   loading: 'Loading…',

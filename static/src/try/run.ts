@@ -144,7 +144,7 @@ export class Trial {
   }
 
   private arrived(final: Final): void {
-    this.latency.arrived(final.channel, final.end_ms, performance.now());
+    if (final.speech_final) this.latency.arrived(final.channel, final.end_ms, performance.now());
   }
 
   private count(stream: IngestStream): void {

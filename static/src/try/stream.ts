@@ -27,6 +27,8 @@ export interface Final {
   start_ms: number;
   end_ms: number;
   text: string;
+  /** The speaker paused here; otherwise the text was cut for its length and goes on. */
+  speech_final: boolean;
 }
 
 export type End = { how: 'done' | 'gone' | 'superseded' } | { how: 'refused' | 'failed'; why: string; full?: boolean };
