@@ -105,13 +105,14 @@ impl Engine {
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let name = format!("audio-{index}");
             let (loaded, ready) = crossbeam_channel::bounded(1);
+            let together = settings.together;
             let (runtime, recognizer, vad, floor) = (runtime.clone(), recognizer.clone(), vad.clone(), engine.floor.clone());
             let work = move || {
                 let load = || Ok::<_, ModelError>((Vad::open(&runtime, &vad)?, Moonshine::open(&runtime, &recognizer)?));
                 match load() {
                     Ok((vad, recognizer)) => {
                         let _ = loaded.send(Ok(())); // nobody waits when another worker failed
-                        Worker::new(index, floor, inbox, vad, recognizer).run();
+                        Worker::new(index, floor, inbox, vad, recognizer, together).run();
                     }
                     Err(error) => drop(loaded.send(Err(error))),
                 }
@@ -165,7 +166,8 @@ impl Engine {
             pre_roll: samples(s.pre_roll_ms),
             soft_cut: samples(s.soft_cut_ms),
             hard_cut: samples(s.hard_cut_ms),
-            pauses: vec![(16 * 8000, 16 * 96), (16 * 6000, 16 * 160), (16 * 3000, 16 * 250)],
+            // Long speech is cut in a pause rather than in a word; cutting short speech at breaths costs words.
+            pauses: vec![(16 * 8000, 16 * 96), (16 * 6000, 16 * 160)],
         }
     }
 

@@ -7,6 +7,7 @@ pub(crate) const LOAD: &str = "quickcomm_audio_load_ratio";
 pub(crate) const PARTIAL_PERIOD: &str = "quickcomm_audio_partial_period_seconds";
 pub(crate) const REFUSED: &str = "quickcomm_audio_refused_total";
 pub(crate) const QUEUE_AGE: &str = "quickcomm_audio_queue_age_seconds";
+pub(crate) const TOGETHER: &str = "quickcomm_audio_decodes_in_step";
 pub(crate) const DECODE: &str = "quickcomm_audio_decode_seconds";
 pub(crate) const DECODED: &str = "quickcomm_audio_decoded_seconds_total";
 pub(crate) const VAD: &str = "quickcomm_audio_vad_seconds";
@@ -24,6 +25,7 @@ pub(crate) fn describe() {
     describe_gauge!(PARTIAL_PERIOD, Unit::Seconds, "Shortest time between two partials of a channel under the present load");
     describe_counter!(REFUSED, "Channels refused at the door, by reason");
     describe_histogram!(QUEUE_AGE, Unit::Seconds, "Waiting time of a recognition before a worker takes it, by class");
+    describe_histogram!(TOGETHER, "Recognitions written in step with each other");
     describe_histogram!(DECODE, Unit::Seconds, "Working time of a recognition, by class");
     describe_counter!(DECODED, Unit::Seconds, "Audio recognized, by class; the decode sum over it is the real-time factor");
     describe_histogram!(VAD, Unit::Seconds, "Speech detection of one 32 ms frame");

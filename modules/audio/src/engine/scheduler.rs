@@ -174,6 +174,32 @@ impl Board {
         Some(job)
     }
 
+    /// Jobs that may be written in step with `job`: of its level, without a draft, of a like length; at most `most`.
+    pub(super) fn take_like(&self, worker: usize, job: &Job, most: usize) -> Vec<Job> {
+        if most == 0 || !job.draft.is_empty() {
+            return vec![];
+        }
+        let mut waiting = self.waiting.lock();
+        let length = job.pcm.len();
+        let mut taken = vec![];
+        while taken.len() < most {
+            let like = |j: &Job| {
+                j.level() == job.level()
+                    && j.draft.is_empty()
+                    && (self.steal || j.owner == worker)
+                    && j.pcm.len() * 2 > length
+                    && length * 2 > j.pcm.len()
+                    && j.ticket.wanted.load(Ordering::Relaxed) == WANTED
+            };
+            let oldest = waiting.iter().enumerate().filter(|(_, j)| like(j)).min_by_key(|(_, j)| j.queued).map(|(i, _)| i);
+            let Some(at) = oldest else { break };
+            let job = waiting.swap_remove(at);
+            job.ticket.stage.store(RUNNING, Ordering::Relaxed);
+            taken.push(job);
+        }
+        taken
+    }
+
     /// True when `worker` would find something.
     pub(super) fn has_work(&self, worker: usize) -> bool {
         self.waiting.lock().iter().any(|j| self.steal || j.owner == worker)
@@ -238,6 +264,20 @@ mod tests {
         a.is_final_now();
         b.forget();
         assert_eq!(order(&board), [1, 3]);
+    }
+
+    #[test]
+    fn stretches_of_a_like_length_are_written_in_step() {
+        let board = Board::new(true, true);
+        let sound = |session, class, samples| Job { pcm: vec![0.0; samples], ..job(session, class, Pace::Live, 0) };
+        board.push(sound(1, Class::Final, 90));
+        board.push(sound(2, Class::Guess, 150));
+        board.push(sound(3, Class::Final, 250));
+        board.push(sound(4, Class::Refresh, 100));
+        board.push(Job { draft: vec![5], ..sound(5, Class::Final, 100) });
+        let taken = board.take_like(0, &sound(9, Class::Final, 100), 3);
+        assert_eq!(taken.iter().map(|j| j.session).collect::<Vec<_>>(), [1, 2]);
+        assert!(board.take_like(0, &sound(9, Class::Final, 100), 0).is_empty());
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct EngineSettings {
     pub exit: f32,
     /// Speech shorter than this, in ms, does not open an utterance. Default 60.
     pub min_speech_ms: u32,
-    /// Sound before the first voiced stretch that the recognizer hears too, in ms. Default 500.
+    /// Sound before the first voiced stretch that the recognizer hears too, in ms. Default 600.
     pub pre_roll_ms: u32,
     /// From this length on, in ms, an utterance is cut at its quietest point. Default 8000.
     pub soft_cut_ms: u32,
@@ -35,6 +35,8 @@ pub struct EngineSettings {
     pub steal: bool,
     /// A waiting partial gives way to a newer one of its channel. Default true; false is for measuring what it is worth.
     pub coalesce: bool,
+    /// Recognitions that one worker writes in step when several wait. 1 to 8, default 4; 1 is for measuring what it is worth.
+    pub together: usize,
     /// The text so far is verified in one pass instead of being written again. Default true; false is for measuring.
     pub draft: bool,
 }
@@ -50,13 +52,14 @@ impl Default for EngineSettings {
             enter: 0.3,
             exit: 0.15,
             min_speech_ms: 60,
-            pre_roll_ms: 500,
+            pre_roll_ms: 600,
             soft_cut_ms: 8000,
             hard_cut_ms: 12_000,
             slowest_partial_ms: 2000,
             speculate_after_ms: 80,
             steal: true,
             coalesce: true,
+            together: 4,
             draft: true,
         }
     }
@@ -78,6 +81,7 @@ impl EngineSettings {
         in_range("pre_roll_ms", self.pre_roll_ms.into(), 0.0, 2000.0)?;
         in_range("soft_cut_ms", self.soft_cut_ms.into(), 2000.0, self.hard_cut_ms.into())?;
         in_range("hard_cut_ms", self.hard_cut_ms.into(), 4000.0, 20_000.0)?;
+        in_range("together", self.together as f64, 1.0, 8.0)?;
         in_range("slowest_partial_ms", self.slowest_partial_ms.into(), 250.0, 10_000.0)?;
         in_range("speculate_after_ms", self.speculate_after_ms.into(), 0.0, 1000.0)
     }

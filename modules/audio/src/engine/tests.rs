@@ -446,7 +446,7 @@ fn a_draft_saves_steps_and_keeps_the_words() {
         let mut steps = 0;
         let transcript = loop {
             steps += 1;
-            if let Some(transcript) = recognizer.step(&mut hearing).unwrap() {
+            if let Some((_, transcript)) = recognizer.step(&mut hearing).unwrap().pop() {
                 break transcript;
             }
         };
@@ -457,5 +457,31 @@ fn a_draft_saves_steps_and_keeps_the_words() {
         if draft == plain.tokens {
             assert!(steps < plain.tokens.len() + 2, "a right draft saved nothing");
         }
+    }
+}
+
+#[test]
+fn stretches_written_in_step_keep_their_words() {
+    let Some(models) = models() else { return };
+    let model = ModelDir::open(&models.join("moonshine-tiny-en"), Kind::Recognizer).unwrap();
+    let mut recognizer = Moonshine::open(&runtime(&models), &model).unwrap();
+    let (rate, channels) = recording("calls/billing_dispute.wav");
+    let mut resampler = resample::Resampler::new(rate.hz()).unwrap();
+    let mut pcm = vec![];
+    resampler.push(&channels[1], &mut pcm).unwrap();
+    let at = |from: f32, to: f32| &pcm[(from * 16_000.0) as usize..(to * 16_000.0) as usize];
+    let stretches = [at(4.6, 10.9), at(15.0, 20.3), at(4.6, 15.0)];
+    let alone: Vec<String> = stretches.iter().map(|s| recognizer.transcribe(s).unwrap().text()).collect();
+    let mut hearing = recognizer.begin_together(&stretches, vec![]);
+    let mut together = vec![String::new(); 3];
+    while !hearing.is_over() {
+        for (place, transcript) in recognizer.step(&mut hearing).unwrap() {
+            together[place] = transcript.text();
+        }
+    }
+    for (alone, together) in alone.iter().zip(&together) {
+        let (alone, together) = (bare(alone), bare(together));
+        let missing = alone.iter().filter(|w| !together.contains(w)).count();
+        assert!(missing <= 1 && alone.len().abs_diff(together.len()) <= 1, "{alone:?} alone, {together:?} in step");
     }
 }

@@ -18,7 +18,6 @@ use contracts::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use metrics::{counter, gauge, histogram};
 use std::{
-    any::Any,
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -103,21 +102,25 @@ pub(super) struct Worker {
     /// Sessions with something to consume.
     live: VecDeque<u64>,
     batch: VecDeque<u64>,
+    /// How many recognitions may be written in step.
+    together: usize,
     /// What is being recognized; the last interrupted those before it.
     running: Vec<Running>,
     swept: Instant,
     stopping: bool,
 }
 
+/// Recognitions in step; `None` where one is complete.
 struct Running {
-    job: Job,
+    jobs: Vec<Option<Job>>,
+    level: Level,
     hearing: Hearing,
+    /// Working time so far, of all of them.
     spent: Duration,
-    samples: usize,
 }
 
 impl Worker {
-    pub(super) fn new(index: usize, floor: Arc<Floor>, inbox: Receiver<Message>, vad: Vad, recognizer: Moonshine) -> Self {
+    pub(super) fn new(index: usize, floor: Arc<Floor>, inbox: Receiver<Message>, vad: Vad, recognizer: Moonshine, together: usize) -> Self {
         Self {
             index,
             floor,
@@ -127,6 +130,7 @@ impl Worker {
             sessions: HashMap::new(),
             live: VecDeque::new(),
             batch: VecDeque::new(),
+            together,
             running: vec![],
             swept: Instant::now(),
             stopping: false,
@@ -225,55 +229,81 @@ impl Worker {
 
     /// One step of the most urgent recognition. False when there is none.
     fn recognize(&mut self) -> bool {
-        let level = self.running.last().map(|running| running.job.level());
+        let level = self.running.last().map(|running| running.level);
         if level.is_none_or(|level| level > Level::Urgent)
             && let Some(job) = self.floor.board.take(self.index, level)
         {
-            histogram!(names::QUEUE_AGE, "class" => job.ticket.class().name()).record(job.queued.elapsed().as_secs_f64());
-            if job.owner != self.index {
-                counter!(names::STOLEN).increment(1);
-            }
-            let mut job = job;
-            let pcm = std::mem::take(&mut job.pcm);
-            let hearing = self.recognizer.begin(&pcm, std::mem::take(&mut job.draft));
-            self.running.push(Running { job, hearing, spent: Duration::ZERO, samples: pcm.len() });
+            self.begin(job);
         }
         let Some(mut running) = self.running.pop() else { return false };
-        if running.job.ticket.is_unwanted() {
-            running.job.ticket.done();
+        for job in &mut running.jobs {
+            if let Some(unwanted) = job.take_if(|job| job.ticket.is_unwanted()) {
+                unwanted.ticket.done();
+            }
+        }
+        if running.jobs.iter().all(Option::is_none) {
             return true;
         }
         let began = Instant::now();
         let step = catch_unwind(AssertUnwindSafe(|| self.recognizer.step(&mut running.hearing)));
         let took = began.elapsed();
         running.spent += took;
-        let work = match running.job.level() {
+        let work = match running.level {
             Level::Urgent => Work::Fixed,
             Level::Passing => Work::Partials,
             Level::Batch => Work::Batch,
         };
         self.floor.load.add(work, took);
-        let heard = match step {
-            Ok(Ok(None)) => {
-                self.running.push(running);
-                return true;
+        let share = running.spent / running.jobs.len().max(1) as u32;
+        match step {
+            Ok(Ok(complete)) => {
+                for (place, transcript) in complete {
+                    if let Some(job) = running.jobs[place].take() {
+                        self.finish(job, share, Ok(Ok(transcript)));
+                    }
+                }
+                if !running.hearing.is_over() {
+                    self.running.push(running);
+                }
             }
-            Ok(Ok(Some(transcript))) => Ok(Ok(transcript)),
             Ok(Err(error)) => {
-                tracing::error!(session.id = running.job.session, %error, "a recognition failed");
-                Ok(Err(format!("could not be recognized: {error}")))
+                tracing::error!(%error, "a recognition failed");
+                for job in running.jobs.into_iter().flatten() {
+                    self.finish(job, share, Ok(Err(format!("could not be recognized: {error}"))));
+                }
             }
-            Err(panic) => Err(panicked(&*panic, running.job.session)),
-        };
-        self.finish(running, heard);
+            Err(panic) => {
+                tracing::error!("a recognition panicked");
+                for job in running.jobs.into_iter().flatten() {
+                    self.finish(job, share, Err(CallError::panicked(&*panic)));
+                }
+            }
+        }
         true
     }
 
-    fn finish(&mut self, running: Running, heard: Heard) {
-        let Running { job, spent, samples, .. } = running;
+    /// Takes up a job, and with it what can be written in step.
+    fn begin(&mut self, mut job: Job) {
+        let level = job.level();
+        let others = self.floor.board.take_like(self.index, &job, self.together.saturating_sub(1));
+        let draft = std::mem::take(&mut job.draft);
+        let jobs: Vec<Job> = std::iter::once(job).chain(others).collect();
+        for job in &jobs {
+            histogram!(names::QUEUE_AGE, "class" => job.ticket.class().name()).record(job.queued.elapsed().as_secs_f64());
+            if job.owner != self.index {
+                counter!(names::STOLEN).increment(1);
+            }
+        }
+        histogram!(names::TOGETHER).record(jobs.len() as f64);
+        let stretches: Vec<&[f32]> = jobs.iter().map(|job| job.pcm.as_slice()).collect();
+        let hearing = self.recognizer.begin_together(&stretches, draft);
+        self.running.push(Running { jobs: jobs.into_iter().map(Some).collect(), level, hearing, spent: Duration::ZERO });
+    }
+
+    fn finish(&mut self, job: Job, spent: Duration, heard: Heard) {
         let class = job.ticket.class().name();
         histogram!(names::DECODE, "class" => class).record(spent.as_secs_f64());
-        counter!(names::DECODED, "class" => class).increment((samples / 16_000) as u64);
+        counter!(names::DECODED, "class" => class).increment((job.pcm.len() / 16_000) as u64);
         if matches!(&heard, Ok(Ok(transcript)) if transcript.looped) {
             counter!(names::LOOPS).increment(1);
         }
@@ -304,9 +334,4 @@ impl Worker {
             !session.is_over()
         });
     }
-}
-
-fn panicked(panic: &(dyn Any + Send), session: u64) -> CallError {
-    tracing::error!(session.id = session, "a recognition panicked");
-    CallError::panicked(panic)
 }

@@ -152,6 +152,7 @@ impl Reader {
     }
 
     /// The next piece, one slice per channel; `None` after the last.
+    #[expect(clippy::should_implement_trait, reason = "it lends its piece, which an iterator cannot")]
     pub fn next(&mut self) -> Result<Option<&[Vec<f32>]>, DecodeError> {
         loop {
             let (demuxer, decoder) = (&mut self.demuxer, &mut self.decoder);

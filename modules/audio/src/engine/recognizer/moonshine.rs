@@ -1,6 +1,7 @@
 //! Moonshine with its decoder split in two: the first step, and every later one with the keys and values of those before.
 //!
-//! Invariants: tensors move from outputs to inputs by ownership; inputs go in by position; batch is one.
+//! Invariants: tensors move from outputs to inputs by ownership; inputs go in by position; the encoder hears one stretch at a time
+//! (together they would take longer), the decoder may write several in step, because a step mostly waits for the weights.
 //! A draft (the text as last heard, when the speech was shorter) is verified by the first step in one pass: what the decoder would have
 //! written anyway is kept, and writing goes on from the first difference. The text is the same as without; only the steps are fewer.
 
@@ -39,20 +40,43 @@ struct Wiring {
     from_past: Vec<usize>,
 }
 
-/// A stretch being heard.
+/// Stretches being heard, in step.
 pub struct Hearing {
+    lanes: Vec<Lane>,
     stage: Stage,
+}
+
+struct Lane {
+    samples: usize,
     draft: Vec<i64>,
     tokens: Vec<i64>,
     log_probs: Vec<f32>,
     cap: usize,
+    /// The token written last, not yet in `tokens`.
+    next: (i64, f32),
+    over: bool,
 }
 
 enum Stage {
-    Encode(Vec<f32>),
-    First { hidden: DynValue, mask: Tensor<i64> },
-    Next { values: Vec<SessionInputValue<'static>>, token: i64, log_prob: f32 },
+    /// Sound still to be encoded, last lane first, and what was made of the others.
+    Encode {
+        audio: Vec<Vec<f32>>,
+        hidden: Vec<DynValue>,
+    },
+    First {
+        hidden: DynValue,
+        mask: Tensor<i64>,
+    },
+    Next {
+        values: Vec<SessionInputValue<'static>>,
+    },
     Over,
+}
+
+impl Hearing {
+    pub fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over)
+    }
 }
 
 impl Moonshine {
@@ -70,29 +94,51 @@ impl Moonshine {
 
     /// Prepares to hear `pcm`, mono at [`RATE`]. `draft` is what is expected, or empty.
     pub fn begin(&self, pcm: &[f32], draft: Vec<i64>) -> Hearing {
-        // 6.5 tokens a second is faster than anyone speaks; what goes on longer is a loop.
-        let cap = (pcm.len() as f32 / RATE as f32 * 6.5) as usize + 4;
-        let mut audio = Vec::with_capacity(pcm.len().max(SHORTEST));
-        audio.extend_from_slice(pcm);
-        audio.resize(pcm.len().max(SHORTEST), 0.0);
-        Hearing { stage: Stage::Encode(audio), draft, tokens: vec![], log_probs: vec![], cap }
+        self.begin_together(&[pcm], draft)
     }
 
-    /// One step: the encoder, or one token. `Some` when it was the last.
-    pub fn step(&mut self, hearing: &mut Hearing) -> Result<Option<Transcript>, RecognizeError> {
+    /// Prepares to hear several stretches in step. Only a single one may have a draft.
+    pub fn begin_together(&self, stretches: &[&[f32]], draft: Vec<i64>) -> Hearing {
+        let mut draft = if stretches.len() == 1 { draft } else { vec![] };
+        let mut audio = vec![];
+        let mut lanes = vec![];
+        for pcm in stretches {
+            let samples = pcm.len().max(SHORTEST);
+            let mut padded = Vec::with_capacity(samples);
+            padded.extend_from_slice(pcm);
+            padded.resize(samples, 0.0);
+            audio.push(padded);
+            // 6.5 tokens a second is faster than anyone speaks; what goes on longer is a loop.
+            let cap = (pcm.len() as f32 / RATE as f32 * 6.5) as usize + 4;
+            let draft = std::mem::take(&mut draft);
+            lanes.push(Lane { samples, draft, tokens: vec![], log_probs: vec![], cap, next: (0, 0.0), over: false });
+        }
+        audio.reverse();
+        Hearing { lanes, stage: Stage::Encode { audio, hidden: vec![] } }
+    }
+
+    /// One step: the encoder for one stretch, or one token of each. Returns the stretches that are complete with it, by their place.
+    pub fn step(&mut self, hearing: &mut Hearing) -> Result<Vec<(usize, Transcript)>, RecognizeError> {
         match std::mem::replace(&mut hearing.stage, Stage::Over) {
-            Stage::Encode(audio) => {
-                let samples = audio.len();
+            Stage::Encode { mut audio, mut hidden } => {
+                let Some(next) = audio.pop() else { return Ok(vec![]) };
+                let samples = next.len();
                 let mask = Tensor::from_array(([1, samples], vec![1i64; samples]))?;
-                let audio = Tensor::from_array(([1, samples], audio))?;
-                let mut outputs = self.encoder.run(ort::inputs![audio, &mask])?;
-                let hidden = outputs.remove("last_hidden_state").ok_or_else(|| RecognizeError::Output("last_hidden_state".into()))?;
-                hearing.stage = Stage::First { hidden, mask };
-                Ok(None)
+                let next = Tensor::from_array(([1, samples], next))?;
+                let mut outputs = self.encoder.run(ort::inputs![next, &mask])?;
+                hidden.push(outputs.remove("last_hidden_state").ok_or_else(|| RecognizeError::Output("last_hidden_state".into()))?);
+                hearing.stage = if !audio.is_empty() {
+                    Stage::Encode { audio, hidden }
+                } else if hidden.len() == 1 {
+                    Stage::First { hidden: hidden.remove(0), mask }
+                } else {
+                    stacked(&hidden, &hearing.lanes)?
+                };
+                Ok(vec![])
             }
             Stage::First { hidden, mask } => self.first_step(hearing, hidden, mask),
-            Stage::Next { values, token, log_prob } => self.next_step(hearing, values, token, log_prob),
-            Stage::Over => Ok(Some(transcript(&self.vocabulary, hearing, false))),
+            Stage::Next { values } => self.next_step(hearing, values),
+            Stage::Over => Ok(vec![]),
         }
     }
 
@@ -100,43 +146,47 @@ impl Moonshine {
     pub fn transcribe(&mut self, pcm: &[f32]) -> Result<Transcript, RecognizeError> {
         let mut hearing = self.begin(pcm, vec![]);
         loop {
-            if let Some(transcript) = self.step(&mut hearing)? {
+            if let Some((_, transcript)) = self.step(&mut hearing)?.pop() {
                 return Ok(transcript);
             }
         }
     }
 
-    fn first_step(&mut self, hearing: &mut Hearing, hidden: DynValue, mask: Tensor<i64>) -> Result<Option<Transcript>, RecognizeError> {
-        let mut ids = Vec::with_capacity(hearing.draft.len() + 1);
-        ids.push(self.bos);
-        ids.extend(hearing.draft.iter().take(hearing.cap.saturating_sub(1)));
-        let drafted = ids.len() - 1;
-        let asked = Tensor::from_array(([1, ids.len()], ids.clone()))?;
+    fn first_step(
+        &mut self,
+        hearing: &mut Hearing,
+        hidden: DynValue,
+        mask: Tensor<i64>,
+    ) -> Result<Vec<(usize, Transcript)>, RecognizeError> {
+        let count = hearing.lanes.len();
+        let drafted = if count == 1 { hearing.lanes[0].draft.len().min(hearing.lanes[0].cap.saturating_sub(1)) } else { 0 };
+        let mut ids = vec![self.bos; count];
+        if drafted > 0 {
+            ids.extend_from_slice(&hearing.lanes[0].draft[..drafted]);
+        }
+        let asked = Tensor::from_array(([count, ids.len() / count], ids.clone()))?;
         let mut outputs = self.first.run(ort::inputs![&mask, asked, &hidden])?;
-
-        let (mut token, mut log_prob) = (0, 0.0);
         {
             let logits = outputs.get("logits").ok_or_else(|| RecognizeError::Output("logits".into()))?;
-            for position in 0..=drafted {
-                (token, log_prob) = best(logits, position)?;
-                if ids.get(position + 1) != Some(&token) {
-                    break;
+            for (row, lane) in hearing.lanes.iter_mut().enumerate() {
+                for position in 0..=drafted {
+                    lane.next = best(logits, row * (drafted + 1) + position)?;
+                    if count > 1 || ids.get(position + 1) != Some(&lane.next.0) {
+                        break;
+                    }
+                    lane.tokens.push(lane.next.0);
+                    lane.log_probs.push(lane.next.1);
                 }
-                hearing.tokens.push(token);
-                hearing.log_probs.push(log_prob);
             }
         }
-        let kept = hearing.tokens.len() + 1; // with the beginning of the sentence
-        if token == self.eos {
-            return Ok(Some(transcript(&self.vocabulary, hearing, false)));
-        }
+        let kept = hearing.lanes[0].tokens.len() + 1; // with the beginning of the sentence
         let mut values: Vec<Option<SessionInputValue<'static>>> = (0..self.wiring.inputs).map(|_| None).collect();
         for (input, output) in &self.wiring.from_first {
             let value = outputs.remove(output).ok_or_else(|| RecognizeError::Output(output.clone()))?;
             let value = if drafted + 1 > kept && output.contains(".decoder.") { shortened(&value, kept)? } else { value };
             values[*input] = Some(value.into());
         }
-        values[self.wiring.ids] = Some(Tensor::from_array(([1, 1], vec![token]))?.into());
+        values[self.wiring.ids] = Some(Tensor::from_array(([count, 1], vec![self.eos; count]))?.into()); // replaced before it is read
         if let Some(input) = self.wiring.mask {
             values[input] = Some(mask.into());
         }
@@ -144,40 +194,55 @@ impl Moonshine {
             values[input] = Some(hidden.into());
         }
         let values = values.into_iter().collect::<Option<Vec<_>>>().ok_or_else(|| RecognizeError::Output("past key values".into()))?;
-        hearing.stage = Stage::Next { values, token, log_prob };
-        Ok(None)
+        drop(outputs);
+        Ok(self.settle(hearing, values))
     }
 
     fn next_step(
         &mut self,
         hearing: &mut Hearing,
         mut values: Vec<SessionInputValue<'static>>,
-        token: i64,
-        log_prob: f32,
-    ) -> Result<Option<Transcript>, RecognizeError> {
-        hearing.tokens.push(token);
-        hearing.log_probs.push(log_prob);
-        if let Some(keep) = loops(&hearing.tokens) {
-            hearing.tokens.truncate(keep);
-            hearing.log_probs.truncate(keep);
-            return Ok(Some(transcript(&self.vocabulary, hearing, true)));
-        }
-        if hearing.tokens.len() >= hearing.cap {
-            return Ok(Some(transcript(&self.vocabulary, hearing, false)));
-        }
-        values[self.wiring.ids] = Tensor::from_array(([1, 1], vec![token]))?.into();
+    ) -> Result<Vec<(usize, Transcript)>, RecognizeError> {
+        let ids: Vec<i64> = hearing.lanes.iter().map(|lane| lane.next.0).collect();
+        values[self.wiring.ids] = Tensor::from_array(([ids.len(), 1], ids))?.into();
         let outputs = self.past.run(&values[..])?;
         let mut outputs = outputs.into_iter().map(|(_, value)| value);
         let logits = outputs.next().ok_or_else(|| RecognizeError::Output("logits".into()))?;
-        let (token, log_prob) = best(&logits, 0)?;
+        for (row, lane) in hearing.lanes.iter_mut().enumerate().filter(|(_, lane)| !lane.over) {
+            lane.next = best(&logits, row)?;
+        }
         for (input, value) in self.wiring.from_past.iter().zip(outputs) {
             values[*input] = value.into();
         }
-        if token == self.eos {
-            return Ok(Some(transcript(&self.vocabulary, hearing, false)));
+        Ok(self.settle(hearing, values))
+    }
+
+    /// Takes the tokens just written; what is complete is returned, and the rest goes on.
+    fn settle(&self, hearing: &mut Hearing, values: Vec<SessionInputValue<'static>>) -> Vec<(usize, Transcript)> {
+        let mut complete = vec![];
+        for (place, lane) in hearing.lanes.iter_mut().enumerate().filter(|(_, lane)| !lane.over) {
+            let (token, log_prob) = lane.next;
+            let mut looped = false;
+            if token == self.eos {
+                lane.over = true;
+            } else {
+                lane.tokens.push(token);
+                lane.log_probs.push(log_prob);
+                lane.over = lane.tokens.len() >= lane.cap;
+                if let Some(keep) = loops(&lane.tokens) {
+                    lane.tokens.truncate(keep);
+                    lane.log_probs.truncate(keep);
+                    (looped, lane.over) = (true, true);
+                }
+            }
+            if lane.over {
+                complete.push((place, transcript(&self.vocabulary, lane, looped)));
+            }
         }
-        hearing.stage = Stage::Next { values, token, log_prob };
-        Ok(None)
+        if hearing.lanes.iter().any(|lane| !lane.over) {
+            hearing.stage = Stage::Next { values };
+        }
+        complete
     }
 }
 
@@ -205,10 +270,10 @@ impl Wiring {
     }
 }
 
-fn transcript(vocabulary: &[Vec<u8>], hearing: &mut Hearing, looped: bool) -> Transcript {
-    let tokens = std::mem::take(&mut hearing.tokens);
-    let words = words(vocabulary, &tokens, &hearing.log_probs);
-    let confidence = mean_probability(&hearing.log_probs);
+fn transcript(vocabulary: &[Vec<u8>], lane: &mut Lane, looped: bool) -> Transcript {
+    let tokens = std::mem::take(&mut lane.tokens);
+    let words = words(vocabulary, &tokens, &lane.log_probs);
+    let confidence = mean_probability(&lane.log_probs);
     Transcript { words, tokens, confidence, looped }
 }
 
@@ -274,6 +339,28 @@ fn quick_exp(x: f32) -> f32 {
 
 fn mean_probability(log_probs: &[f32]) -> f32 {
     if log_probs.is_empty() { 0.0 } else { (log_probs.iter().sum::<f32>() / log_probs.len() as f32).exp().clamp(0.0, 1.0) }
+}
+
+/// What the encoder made of several stretches, filled up to the longest, with a mask of what is sound.
+fn stacked(hidden: &[DynValue], lanes: &[Lane]) -> Result<Stage, RecognizeError> {
+    let longest = lanes.iter().map(|lane| lane.samples).max().unwrap_or(0);
+    let mut parts = vec![];
+    for value in hidden {
+        let (shape, values) = value.try_extract_tensor::<f32>()?;
+        let [_, frames, size] = shape[..] else { return Err(RecognizeError::Output("a hidden state of three dimensions".into())) };
+        parts.push((values, frames as usize, size as usize));
+    }
+    let (frames, size) = parts.iter().fold((0, 0), |(most, _), (_, frames, size)| (most.max(*frames), *size));
+    let mut stack = vec![0.0f32; parts.len() * frames * size];
+    for (part, room) in parts.iter().zip(stack.chunks_mut(frames * size)) {
+        room[..part.0.len()].copy_from_slice(part.0);
+    }
+    let mut mask = vec![0i64; lanes.len() * longest];
+    for (lane, room) in lanes.iter().zip(mask.chunks_mut(longest)) {
+        room[..lane.samples].fill(1);
+    }
+    let hidden = Tensor::from_array(([lanes.len(), frames, size], stack))?.into_dyn();
+    Ok(Stage::First { hidden, mask: Tensor::from_array(([lanes.len(), longest], mask))? })
 }
 
 /// Keys or values, [1, heads, tokens, size], cut to the first `tokens`.
