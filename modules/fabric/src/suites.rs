@@ -207,6 +207,24 @@ async fn a_half_open_peer_is_noticed_by_its_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_hangs_does_not_keep_a_process() {
+    let server = serve("127.0.0.1:0", Services { audio: Some(Arc::new(FakeAudio::default())), ..Default::default() }).await;
+    let server = server.expect("a free port").grace(Duration::from_millis(200));
+    let wire = Wire::to(server.address()).await;
+    let stop = CancellationToken::new();
+    let ended = tokio::spawn(server.run(stop.clone()));
+    let hearing = connect::audio(&wire.address).expect("loopback");
+    let spec = StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000);
+    let session = hearing.open(CallCx::new(Duration::from_secs(5)), spec).await.expect("a session");
+    wire.hang.cancel();
+    let begun = Instant::now();
+    stop.cancel();
+    ended.await.expect("no panic").expect("no error");
+    assert!(begun.elapsed() < Duration::from_secs(1), "nobody acknowledges the goodbye: {:?}", begun.elapsed());
+    drop(session);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contracts_hold_in_this_process() {
     contracts_hold(&Here).await;
 }

@@ -46,6 +46,7 @@ pub async fn call_suite(place: &dyn Place) {
     a_failing_session_says_so_to_both_halves(place).await;
     dropping_any_part_of_a_session_frees_it(place).await;
     hundreds_of_sessions_live_side_by_side(place).await;
+    hundreds_of_callers_hang_up_at_once(place).await;
 }
 
 fn cx() -> CallCx {
@@ -542,11 +543,12 @@ async fn dropping_any_part_of_a_session_frees_it(place: &dyn Place) {
     let sent = timeout(PATIENCE, frames.send(sound(1000))).await.expect("nobody listens: sending ends");
     assert_eq!(sent.map_err(|e| e.kind), Err(ErrorKind::Unavailable));
 
-    let Session { mut frames, events, .. } = audio.open(cx(), stream()).await.expect("a session");
+    let (deaf, slow) = hearing(place, FakeAudio::default().slow(Duration::from_secs(1000))).await;
+    let Session { mut frames, events, .. } = slow.open(cx(), stream()).await.expect("a session");
     frames.send(sound(100)).await.expect("an open session takes audio");
     frames.finish();
     drop(events);
-    freed("the reader dropped after `finish`").await;
+    soon("the reader dropped after `finish`", AT_ONCE, || deaf.running() == 0).await;
 
     ear.behave(Behavior::Hang);
     let opening = tokio::spawn({
@@ -576,4 +578,24 @@ async fn hundreds_of_sessions_live_side_by_side(place: &dyn Place) {
         heard += u32::from(matches!(event.expect("one goes on"), SpeechEvent::Segment(_)));
     }
     assert_eq!(heard, 2);
+}
+
+/// A server may take many resets for an attack and close the connection, with every session on it.
+async fn hundreds_of_callers_hang_up_at_once(place: &dyn Place) {
+    let (_, audio) = hearing(place, FakeAudio::default()).await;
+    let Session { mut frames, mut events, .. } = audio.open(cx(), stream()).await.expect("a session");
+    for patience in 1..20 {
+        let mut calls = futures::future::join_all((0..100).map(|_| audio.open(cx(), stream())));
+        for _ in 0..patience {
+            if futures::poll!(&mut calls).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    frames.send(sound(200)).await.expect("the session goes on");
+    frames.finish();
+    while let Some(event) = timeout(PATIENCE, events.next()).await.expect("the session goes on") {
+        event.expect("the session goes on");
+    }
 }

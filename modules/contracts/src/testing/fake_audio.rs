@@ -147,7 +147,10 @@ impl Hearing {
                     let bytes = frame.data.len();
                     let seconds = self.spec.rate.time_of((bytes / self.width()) as u64).as_secs_f64();
                     if !self.fake.pace.is_zero() {
-                        tokio::time::sleep(self.fake.pace.mul_f64(seconds)).await;
+                        tokio::select! {
+                            () = tokio::time::sleep(self.fake.pace.mul_f64(seconds)) => {}
+                            () = self.inputs.abandoned() => return,
+                        }
                     }
                     self.hear(frame);
                     self.events.consumed(bytes);
@@ -271,6 +274,16 @@ impl Inputs {
         match self.set_aside.pop_front() {
             Some(input) => input,
             None => self.queue.recv().await.unwrap_or(Input::Abandon),
+        }
+    }
+
+    /// Waits until nobody wants the session any more. Cancel-safe.
+    async fn abandoned(&mut self) {
+        while let Some(input) = self.queue.recv().await {
+            if input == Input::Abandon {
+                return;
+            }
+            self.set_aside.push_back(input);
         }
     }
 
