@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p inference --example public_sets [-- DATA]`; without DATA it looks for `../shared/data` beside the repository.
 
+#![allow(clippy::unwrap_used)] // a measurement that cannot be made should stop
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

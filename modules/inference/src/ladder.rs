@@ -30,6 +30,8 @@ use tracing::{debug, info, warn};
 
 /// Raised when the same labels and model would answer differently.
 const CODE: u32 = 1;
+/// Name and version of the rung without a model.
+const RULES: &str = "rules 1";
 /// Words of a turn that are read; the rest of a longer one is not.
 const WORDS: usize = 200;
 /// Turns before one that may tell what it carries on.
@@ -76,6 +78,12 @@ enum Rung {
     Rules {
         instead: Option<String>,
     },
+}
+
+struct AnsweredBy<'a> {
+    tier: Tier,
+    model: &'a str,
+    begun: Instant,
 }
 
 /// What was found in one turn for one task.
@@ -240,18 +248,11 @@ impl Local {
         hex::encode(&hash.finalize()[..6])
     }
 
-    fn insight(
-        &self,
-        task: Task,
-        utterance: &Utterance,
-        finding: Finding,
-        tier: Tier,
-        model: &str,
-        wanted: bool,
-        begun: Instant,
-    ) -> Insight {
+    fn insight(&self, task: Task, utterance: &Utterance, finding: Finding, by: &AnsweredBy<'_>) -> Insight {
+        let AnsweredBy { tier, model, begun } = *by;
         let config_hash = self.config_hash(task, tier, model);
         let run = RunId::live(utterance.conversation, task.name(), &config_hash);
+        let wanted = !matches!(self.classifier, Err(NoClassifier::Unwanted));
         let degraded_from = (wanted && tier == Tier::Rules).then_some(Tier::Local);
         let labels = [("task", task.name()), ("tier", tier.name())];
         metrics::histogram!(names::ANALYZE, &labels).record(begun.elapsed().as_secs_f64());
@@ -293,7 +294,6 @@ impl Local {
             Rung::Local { model } => (self.ask(cx, &questions)?, model, None),
             Rung::Rules { instead } => (questions.iter().map(|_| None).collect(), String::new(), Some(instead)),
         };
-        let wanted = !matches!(self.classifier, Err(NoClassifier::Unwanted));
         if let Some(Some(reason)) = &instead {
             debug!(%reason, "rules answer in the classifier's place");
         }
@@ -311,8 +311,8 @@ impl Local {
                     (None, Some(reading)) => self.by_classifier(*task, reading),
                     (None, None) => self.by_rules(*task, turn, utterance.role),
                 };
-                let (tier, by) = if classified { (Tier::Local, model.as_str()) } else { (Tier::Rules, "rules 1") };
-                insights.push(self.insight(*task, utterance, finding, tier, by, wanted, begun));
+                let (tier, model) = if classified { (Tier::Local, model.as_str()) } else { (Tier::Rules, RULES) };
+                insights.push(self.insight(*task, utterance, finding, &AnsweredBy { tier, model, begun }));
             }
         }
         Ok(insights)

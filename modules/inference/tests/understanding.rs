@@ -215,3 +215,16 @@ async fn a_summary_says_why_they_called_in_their_own_words() {
     assert_eq!(text(SummaryKind::Action), Some("I will return the second payment to your card within five days."));
     assert_eq!(text(SummaryKind::Outcome), Some("The refund has been approved."));
 }
+
+#[tokio::test]
+async fn classification_runs_on_its_own_named_thread_at_a_lower_priority() {
+    let Some(local) = local().await else { return };
+    local.analyze(cx(), ask(&Task::ALL, vec![utterance(Role::Customer, "I want to cancel my plan.", 0)])).await.unwrap();
+    let nice = |stat: &str| stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(16)?.parse::<i32>().ok());
+    let read = |path: &Path| fs::read_to_string(path.join("stat")).ok();
+    let own = nice(&read(Path::new("/proc/thread-self")).unwrap()).unwrap();
+    let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(|t| read(&t.ok()?.path()));
+    let named: Vec<i32> = threads.filter(|stat| stat.contains("(inference-0)")).filter_map(|stat| nice(&stat)).collect();
+    // Threads of other tests may be just starting; this test's own has answered.
+    assert!(named.contains(&(own + 10).min(19)), "{named:?} beside {own}");
+}

@@ -1,4 +1,5 @@
 //! The transcript worker over the bus in memory, with the fakes of the contracts.
+#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
 use contracts::{
     CallCx, CallError, ChannelIndex, ConversationId, Conversations, Encoding, Epoch, SamplePos, SampleRate, TraceCx,

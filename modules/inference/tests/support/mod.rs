@@ -1,5 +1,6 @@
 //! Models on disk, labelled turns, and how well answers fit them. Shared by tests and examples.
 #![allow(dead_code)] // each of them uses its own part
+#![allow(clippy::unwrap_used)] // as in any test
 
 use contracts::{
     CallCx, ChannelIndex, ConversationId, Inference, UtteranceId,
