@@ -103,6 +103,18 @@ pub enum ChangeRows {
     Insight { insight: InsightRow, superseded: Vec<InsightId>, conversation: ConversationRow },
 }
 
+/// One conversation, read at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Contains every change with an id up to this one and none with a higher id.
+    pub position: i64,
+    pub conversation: ConversationRow,
+    /// Speech and gaps, by start; at most [`MOST_UTTERANCES`].
+    pub utterances: Vec<UtteranceRow>,
+    /// Current ones, oldest first.
+    pub insights: Vec<InsightRow>,
+}
+
 /// Why the record cannot be opened; for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -186,6 +198,20 @@ impl Record {
     /// Reads made after this contain every change with an id up to it; a change with a higher id may or may not be in them.
     pub async fn position(&self) -> Result<i64, CallError> {
         self.readers.read("position", outbox::position).await
+    }
+
+    /// A conversation whole, and from which change on to follow it.
+    pub async fn snapshot(&self, tenant: &TenantId, id: ConversationId) -> Result<Snapshot, CallError> {
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| {
+            Ok(Snapshot {
+                position: outbox::position(conn)?,
+                conversation: conversations::row(conn, &tenant, id)?,
+                utterances: transcript::page(conn, &tenant, id, None, MOST_UTTERANCES)?.data,
+                insights: insights::of_conversation(conn, &tenant, id, false, None)?,
+            })
+        };
+        self.readers.read("snapshot", read).await
     }
 
     /// Newest first.

@@ -202,6 +202,53 @@ async fn what_is_on_the_bus_when_the_stop_comes_is_stored() {
 }
 
 #[tokio::test]
+async fn a_snapshot_and_the_changes_after_its_position_are_the_whole_conversation_once() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut changes = running.record.subscribe();
+    let writer = async {
+        for n in 0..60 {
+            let said = call.says(CUSTOMER, n, n * 100..n * 100 + 100, "word");
+            running.commit(std::slice::from_ref(&said)).await;
+            for config in ["a", "b"] {
+                let insight = call.insight(said.utterance_id(), Task::Intent, config, Some((config, 0.5)));
+                running.record.record(cx(), vec![insight]).await.expect("recorded");
+            }
+        }
+    };
+    let reader = async {
+        let mut snapshots = vec![];
+        while snapshots.last().is_none_or(|s: &Snapshot| s.utterances.len() < 50) {
+            snapshots.push(running.record.snapshot(&TenantId::default(), call.id).await.expect("a snapshot"));
+        }
+        snapshots
+    };
+    let ((), snapshots) = tokio::join!(writer, reader);
+    let mut told = vec![];
+    while told.last().is_none_or(|c: &Arc<Change>| c.id < told[0].id + 60 * 3 - 1) {
+        let change = change(&mut changes).await;
+        if !matches!(change.rows, ChangeRows::Conversation(_)) {
+            told.push(change);
+        }
+    }
+    for snapshot in snapshots {
+        let later = || told.iter().filter(|c| c.id > snapshot.position);
+        let said = later().filter(|c| matches!(c.rows, ChangeRows::Utterance { .. })).count();
+        assert_eq!(snapshot.utterances.len() + said, 60);
+        let mut current: Vec<InsightId> = snapshot.insights.iter().map(|i| i.id).collect();
+        for change in later() {
+            if let ChangeRows::Insight { insight, superseded, .. } = &change.rows {
+                assert!(!current.contains(&insight.id), "told twice");
+                current.retain(|id| !superseded.contains(id));
+                current.push(insight.id);
+            }
+        }
+        assert_eq!(current.len(), 60);
+    }
+    running.end().await;
+}
+
+#[tokio::test]
 async fn a_watcher_that_falls_behind_is_told_so() {
     use futures::StreamExt as _;
     let running = Running::start().await;
@@ -227,4 +274,37 @@ fn a_signal_is_what_the_contract_says() {
     let mark = Committed { conversation: ConversationId::from_u128(1), channel: AGENT, epoch: Epoch(2), next_seq: 3, safe: SamplePos(4) };
     let payload = Bytes::from(serde_json::to_vec(&mark).expect("serializes"));
     assert_eq!(serde_json::from_slice::<Committed>(&payload).expect("reads back"), mark);
+}
+
+/// Lets the database grow by `more` pages and no further, as a full disk would.
+async fn limit_growth(running: &Running, more: i32) {
+    use super::super::store::{Conn, on_conn};
+    use diesel::{RunQueryDsl as _, connection::SimpleConnection as _, dsl::sql, sql_types::Integer};
+    let limit = move |conn: &mut Conn, _: &mut super::super::writer::Effects| {
+        on_conn!(conn, |c: B| {
+            let pages: i32 = diesel::select(sql::<Integer>("(SELECT page_count FROM pragma_page_count())")).get_result(c)?;
+            Ok(c.batch_execute(&format!("PRAGMA max_page_count = {}", pages.saturating_add(more)))?)
+        })
+    };
+    running.record.writer.ask(&cx(), 1, limit).await.expect("the limit is set");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() {
+    let running = Running::start().await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    limit_growth(&running, 4).await;
+    let long = "word ".repeat(2_000);
+    let segments: Vec<Segment> = (0..30).map(|n| call.says(AGENT, n, n * 5000..n * 5000 + 5000, long.trim())).collect();
+    let full = running.record.commit(cx(), segments.clone()).await.expect_err("there is no room");
+    assert_eq!((full.kind, full.retry), (contracts::ErrorKind::Unavailable, contracts::Retry::After(Duration::from_secs(1))));
+    assert!(full.detail.contains("full"), "{full}");
+    assert_eq!(running.record.row(&TenantId::default(), call.id).await.expect("readable").utterance_count, 0, "not a part of it");
+    // What comes over the bus waits there.
+    running.send(&segments.iter().collect::<Vec<_>>()).await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), listener.next()).await.is_err(), "nothing is called safe");
+    limit_growth(&running, 1_000_000).await;
+    assert_eq!(mark_at(&mut listener, 150_000).await.next_seq, 30);
+    running.end().await;
 }
