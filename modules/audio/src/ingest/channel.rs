@@ -285,7 +285,7 @@ impl Channel {
                 Step::Heard(Some(Err(error))) => self.failed(error).await,
                 Step::Heard(None) => self.events_ended().await,
                 Step::Reopened(Ok(session)) => {
-                    debug!(conversation = %self.id(), channel = %self.index(), heard = %self.heard, "audio session opened again");
+                    debug!(channel = %self.index(), heard = %self.heard, "audio session opened again");
                     (self.frames, self.events) = (Some(session.frames), Some(session.events));
                     Ok(())
                 }
@@ -293,7 +293,7 @@ impl Channel {
                 Step::Mark(mark) => self.committed(mark.epoch, mark.next_seq, mark.safe),
                 Step::Asked(Ok((state, view))) => self.answered(state, view),
                 Step::Asked(Err(error)) => {
-                    debug!(conversation = %self.id(), %error, "the record does not answer");
+                    debug!(%error, "the record does not answer");
                     self.ask_every = (self.ask_every * 2).min(LAST_RETRY);
                     Ok(())
                 }
@@ -442,7 +442,7 @@ impl Channel {
             histogram!(names::FINAL_SECONDS).record(self.arrivals.since(spoken.to));
             counter!(names::FINALS, "source" => self.opening.source.name()).increment(1);
             info!(
-                conversation = %self.id(), channel = %self.index(), seq, trace_id = %trace.trace_id_hex(), span_id = %format_args!("{:016x}", trace.span_id),
+                channel = %self.index(), seq, trace_id = %trace.trace_id_hex(), span_id = %format_args!("{:016x}", trace.span_id),
                 start_ms = self.rate().ms_at(start), end_ms = self.rate().ms_at(end), speech_ms = self.rate().time_of(spoken.to.since(spoken.from)).as_millis() as u64,
                 decode_ms = spoken.decode_ms, after_speech_ms = self.arrivals.since(spoken.to).as_millis() as u64, words = spoken.words.len(), "final"
             );
@@ -455,7 +455,7 @@ impl Channel {
         if let SegmentBody::Gap { reason } = &body {
             counter!(names::GAP_MS).increment(self.rate().time_of(end.since(start)).as_millis() as u64);
             warn!(
-                conversation = %self.id(), channel = %self.index(), seq, reason, start_ms = self.rate().ms_at(start),
+                channel = %self.index(), seq, reason, start_ms = self.rate().ms_at(start),
                 end_ms = self.rate().ms_at(end), "gap"
             );
         }
@@ -514,11 +514,11 @@ impl Channel {
                 histogram!(names::PUBLISH_SECONDS).record(from.elapsed());
             }
             Ok(Err(error)) => {
-                warn!(conversation = %self.id(), channel = %self.index(), %error, "cannot publish; it is kept");
+                warn!(channel = %self.index(), %error, "cannot publish; it is kept");
                 self.publish_again = Some(Instant::now() + TICK);
             }
             Err(_) => {
-                warn!(conversation = %self.id(), channel = %self.index(), "the bus does not answer; segments are kept");
+                warn!(channel = %self.index(), "the bus does not answer; segments are kept");
                 self.publish_again = Some(Instant::now() + ASK_AFTER);
             }
         }
@@ -578,7 +578,7 @@ impl Channel {
             mark.passed_on = false;
         }
         counter!(names::AUDIO_FAILURES, "kind" => error.kind.name()).increment(1);
-        let (id, channel, rate, heard) = (self.id(), self.index(), self.rate(), self.heard);
+        let (channel, rate, heard) = (self.index(), self.rate(), self.heard);
         let now = Instant::now();
         let trouble = self.trouble.get_or_insert(Trouble { since: now, tries: 0, retry_at: now, at: heard, at_same: 0 });
         trouble.tries += 1;
@@ -591,7 +591,7 @@ impl Channel {
             let answered = matches!(error.kind, ErrorKind::Panicked | ErrorKind::InvalidInput | ErrorKind::Internal);
             if trouble.at_same >= if answered { POISON } else { 2 * POISON } && sent > heard {
                 error!(
-                    conversation = %id, %channel, %error, start_ms = rate.ms_at(heard),
+                    %channel, %error, start_ms = rate.ms_at(heard),
                     end_ms = rate.ms_at(sent), "this audio makes the engine fail; it is passed over"
                 );
                 trouble.at_same = 0;
@@ -599,11 +599,11 @@ impl Channel {
             }
         }
         if now.duration_since(trouble.since) >= patience {
-            error!(conversation = %id, %channel, %error, tries = trouble.tries, "hearing failed for good");
+            error!(%channel, %error, tries = trouble.tries, "hearing failed for good");
             return Err(End::Failed(error));
         }
         warn!(
-            conversation = %id, %channel, %error, kind = error.kind.name(), tries = trouble.tries,
+            %channel, %error, kind = error.kind.name(), tries = trouble.tries,
             retry_ms = wait.as_millis() as u64, "audio session lost; trying again"
         );
         Ok(())
@@ -658,7 +658,7 @@ impl Channel {
                 Ok(())
             }
             Err(disagreement) => {
-                error!(conversation = %self.id(), channel = %self.index(), %disagreement, "attaching anew");
+                error!(channel = %self.index(), %disagreement, "attaching anew");
                 self.attach_anew = true;
                 self.frames = None;
                 self.events = None;
@@ -673,7 +673,7 @@ impl Channel {
         let Attached { epoch, safe, next_seq } = view.attached;
         self.committed(epoch, next_seq, safe)?;
         if state != ConversationState::Live && !self.journal.is_empty() {
-            warn!(conversation = %self.id(), channel = %self.index(), "the conversation was closed while segments were under way");
+            warn!(channel = %self.index(), "the conversation was closed while segments were under way");
             return Err(End::Superseded);
         }
         Ok(())
@@ -697,10 +697,10 @@ impl Channel {
         if waiting >= self.shared.settings.republish() {
             let again = self.journal.send_again();
             counter!(names::REPUBLISHED).increment(again as u64);
-            warn!(conversation = %self.id(), channel = %self.index(), segments = again, "not committed in time; published again");
+            warn!(channel = %self.index(), segments = again, "not committed in time; published again");
             self.send().await;
         }
-        if waiting >= ASK_AFTER && self.asking.is_none() && now.duration_since(self.asked) >= self.ask_every {
+        if self.journal.unconfirmed(now) >= ASK_AFTER && self.asking.is_none() && now.duration_since(self.asked) >= self.ask_every {
             self.asked = now;
             self.asking = Some(Box::pin(ask(self.shared.clone(), self.cx(ASK_BUDGET), self.id(), self.index())));
         }

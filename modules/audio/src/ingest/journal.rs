@@ -78,6 +78,11 @@ impl Journal {
         self.entries.front().and_then(|e| e.sent).map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent))
     }
 
+    /// How long the oldest entry is without a commit since it was made, if the bus has ever taken it.
+    pub(super) fn unconfirmed(&self, now: Instant) -> Duration {
+        self.entries.front().filter(|e| e.sent.is_some()).map_or(Duration::ZERO, |e| now.saturating_duration_since(e.made))
+    }
+
     /// Everything is to be published again; returns how many had been.
     pub(super) fn send_again(&mut self) -> usize {
         for entry in &mut self.entries {

@@ -20,6 +20,8 @@ mod resume;
 mod session;
 mod settings;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod watermarks;
 
 pub use settings::IngestSettings;
@@ -97,6 +99,13 @@ impl Shared {
 
     fn find(&self, id: ConversationId) -> Option<Arc<Conversation>> {
         self.live.lock().get(&id).cloned()
+    }
+
+    fn forget(&self, conversation: &Arc<Conversation>) {
+        let mut live = self.live.lock();
+        if live.get(&conversation.id()).is_some_and(|known| Arc::ptr_eq(known, conversation)) {
+            live.remove(&conversation.id());
+        }
     }
 
     fn recover_later(&self, id: ConversationId) {
@@ -179,9 +188,10 @@ impl Ingest {
         self.shared.live.lock().len()
     }
 
-    /// Whether there is sound of a conversation to play. Looks at one file.
-    pub fn has_recording(&self, id: ConversationId) -> bool {
-        self.shared.recordings.has(id)
+    /// Tells whether there is sound of a conversation to play, by looking at one file.
+    pub fn has_recording(&self) -> Arc<dyn Fn(ConversationId) -> bool + Send + Sync> {
+        let recordings = self.shared.recordings.clone();
+        Arc::new(move |id| recordings.has(id))
     }
 
     /// Whether new conversations are recorded.

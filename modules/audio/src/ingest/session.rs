@@ -370,16 +370,14 @@ impl Life {
                 }
             }
             Outcome::Failed(error) => {
+                // Whoever is told may be back at once, and goes on from what is written.
+                self.shared.recordings.flush().await;
+                self.shared.forget(&conversation);
                 conversation.audience.tell(Event::Failed { error });
                 self.shared.recover_later(id);
             }
         }
-        {
-            let mut live = self.shared.live.lock();
-            if live.get(&id).is_some_and(|known| Arc::ptr_eq(known, &conversation)) {
-                live.remove(&id);
-            }
-        }
+        self.shared.forget(&conversation);
         gauge!(names::SESSIONS, "source" => source).decrement(1);
         conversation.audience.clear(Unseated::Over);
         conversation.over.cancel();

@@ -56,10 +56,13 @@ impl View {
     pub(in crate::ingest) fn read(&self, from: u64, to: u64) -> io::Result<Vec<u8>> {
         let to = to.min(self.len());
         let mut out = Vec::with_capacity(to.saturating_sub(from) as usize);
+        if from >= to {
+            return Ok(out);
+        }
         if from < HEADER_BYTES {
             out.extend_from_slice(&self.header()[from as usize..to.min(HEADER_BYTES) as usize]);
         }
-        if to <= HEADER_BYTES || to <= from {
+        if to <= HEADER_BYTES {
             return Ok(out);
         }
         let width = self.frame_bytes();
