@@ -208,18 +208,28 @@ impl Call {
 
     fn take_insight(&mut self, insight: InsightRow, superseded: &[InsightId], events: &mut Vec<Event>) {
         self.take_feeling(&insight, superseded);
-        let mut known = false;
-        if let Some(detail) = &mut self.detail {
-            match detail.insights.iter().rposition(|i| i.id == insight.id) {
-                Some(at) if detail.insights[at] == insight => known = true,
-                Some(at) => detail.insights[at] = insight.clone(),
-                None if insight.superseded_by.is_none() => detail.insights.push(insight.clone()),
-                None => {}
+        let (id, replaced_by) = (insight.id, insight.superseded_by);
+        match (&mut self.detail, replaced_by) {
+            // Announced late: what took its place is here, or on its way.
+            (None, Some(_)) => {}
+            (Some(detail), Some(by)) => {
+                let before = detail.insights.len();
+                detail.insights.retain(|i| i.id != id);
+                if detail.insights.len() < before {
+                    events.push(Event::InsightSuperseded { insight_id: id, by });
+                }
             }
-        }
-        let by = insight.id;
-        if !known {
-            events.push(Event::InsightCreated(insight));
+            (None, None) => events.push(Event::InsightCreated(insight)),
+            (Some(detail), None) => {
+                let at = detail.insights.iter().rposition(|i| i.id == id);
+                if at.is_none_or(|at| detail.insights[at] != insight) {
+                    match at {
+                        Some(at) => detail.insights[at] = insight.clone(),
+                        None => detail.insights.push(insight.clone()),
+                    }
+                    events.push(Event::InsightCreated(insight));
+                }
+            }
         }
         for insight_id in superseded {
             let shown = match &mut self.detail {
@@ -231,7 +241,7 @@ impl Call {
                 }
             };
             if shown {
-                events.push(Event::InsightSuperseded { insight_id: *insight_id, by });
+                events.push(Event::InsightSuperseded { insight_id: *insight_id, by: id });
             }
         }
     }
@@ -406,4 +416,69 @@ fn remember<T>(kept: &mut VecDeque<T>, item: T, most: usize) {
 
 fn at_ms(start: DateTime<Utc>, ms: u64) -> DateTime<Utc> {
     start + TimeDelta::milliseconds(ms.min(i64::MAX as u64 / 1_000_000) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contracts::{ConversationId, RunId};
+    use serde_json::json;
+
+    fn row() -> ConversationRow {
+        let channel = json!({ "channel": 0, "role": "customer", "encoding": "mulaw", "sample_rate": 8000 });
+        serde_json::from_value(json!({
+            "id": ConversationId::from_u128(1), "external_id": null, "title": null, "source": "native", "language": "en", "tags": [],
+            "state": "live", "started_at": "2026-01-31T12:00:00Z", "ended_at": null, "duration_ms": 0, "channels": [channel],
+            "utterance_count": 0, "intent": null, "sentiment": null, "recording": false,
+        }))
+        .unwrap()
+    }
+
+    fn insight(id: u128, superseded_by: Option<u128>) -> InsightRow {
+        let provenance = json!({ "tier": "rules", "model": "m", "degraded_from": null, "config_hash": "h", "latency_ms": 1 });
+        serde_json::from_value(json!({
+            "id": InsightId::from_u128(id), "run_id": RunId::from_u128(id), "conversation_id": ConversationId::from_u128(1),
+            "utterance_id": UtteranceId::from_u128(7), "task": "intent", "labels": [{ "name": "outage", "score": 0.5 }], "abstained": null,
+            "evidence": [], "provenance": provenance, "superseded_by": superseded_by.map(InsightId::from_u128),
+            "created_at": "2026-01-31T12:00:00Z",
+        }))
+        .unwrap()
+    }
+
+    fn watched(insights: Vec<InsightRow>) -> Call {
+        let metrics = TalkMetrics {
+            conversation_id: ConversationId::from_u128(1),
+            duration_ms: 0,
+            silence_ms: 0,
+            silence_ratio: 0.0,
+            overlap_ms: 0,
+            channels: vec![],
+        };
+        Call::load(Loaded { row: row(), utterances: vec![], insights, metrics: Some(metrics) })
+    }
+
+    fn announce(call: &mut Call, insight: InsightRow, superseded: &[u128]) -> Vec<&'static str> {
+        let superseded = superseded.iter().map(|id| InsightId::from_u128(*id)).collect();
+        call.apply(ChangeRows::Insight { insight, superseded, conversation: row() }).iter().map(Event::kind).collect()
+    }
+
+    #[test]
+    fn an_insight_announced_after_its_successor_was_stored_is_not_shown() {
+        // The first announcement already reads "superseded", because both were stored before it went out.
+        let mut call = watched(vec![]);
+        assert!(announce(&mut call, insight(1, Some(2)), &[]).is_empty());
+        assert_eq!(announce(&mut call, insight(2, None), &[1]), ["insight.created"]);
+        // A reader's snapshot may even have had it.
+        let mut call = watched(vec![insight(1, None)]);
+        assert_eq!(announce(&mut call, insight(1, Some(2)), &[]), ["insight.superseded"]);
+        assert_eq!(announce(&mut call, insight(2, None), &[1]), ["insight.created"]);
+    }
+
+    #[test]
+    fn a_change_told_again_tells_nobody_anything() {
+        let mut call = watched(vec![]);
+        assert_eq!(announce(&mut call, insight(1, None), &[]), ["insight.created"]);
+        assert_eq!(announce(&mut call, insight(2, None), &[1]), ["insight.created", "insight.superseded"]);
+        assert!(announce(&mut call, insight(2, None), &[1]).is_empty());
+    }
 }
