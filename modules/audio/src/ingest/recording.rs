@@ -447,7 +447,7 @@ mod tests {
             drop(kept); // what was appended and not flushed is written now
         }
         let all = Recordings::start(folder.path(), true, Duration::from_millis(20)).unwrap();
-        assert_eq!(all.left_open(), [one.clone()]);
+        assert_eq!(all.left_open(), std::slice::from_ref(&one));
         let again = all.begin(one.clone()).unwrap();
         assert_eq!(again.channel(1).unwrap().end(), SamplePos(2));
         assert_eq!(all.meta(two.id).unwrap().unwrap().state, MetaState::Closed);

@@ -15,14 +15,19 @@ pub(super) struct Refusal {
     pub(super) detail: String,
     parameter: Option<String>,
     pub(super) retry_after: Option<Duration>,
+    place: Option<Box<Place>>,
+}
+
+/// Where it happened.
+#[derive(Clone, Debug)]
+struct Place {
     instance: String,
     trace: TraceCx,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        let (detail, trace) = (detail.into(), TraceCx::root());
-        Self { status, code, detail, parameter: None, retry_after: None, instance: String::new(), trace }
+        Self { status, code, detail: detail.into(), parameter: None, retry_after: None, place: None }
     }
 
     /// A query parameter that cannot be; `expected` says what may.
@@ -39,8 +44,7 @@ impl Refusal {
 
     #[must_use]
     pub(super) fn at(mut self, request: &HttpRequest, trace: TraceCx) -> Self {
-        self.instance = request.path().to_owned();
-        self.trace = trace;
+        self.place = Some(Box::new(Place { instance: request.path().to_owned(), trace }));
         self
     }
 }
@@ -82,10 +86,12 @@ impl ResponseError for Refusal {
             "title": self.status.canonical_reason().unwrap_or("refused"),
             "status": self.status.as_u16(),
             "detail": self.detail,
-            "instance": self.instance,
             "code": self.code,
-            "trace_id": self.trace.trace_id_hex(),
         });
+        if let Some(place) = &self.place {
+            body["instance"] = json!(place.instance);
+            body["trace_id"] = json!(place.trace.trace_id_hex());
+        }
         if let Some(name) = &self.parameter {
             body["errors"] = json!([{ "pointer": format!("/query/{name}"), "code": self.code }]);
         }

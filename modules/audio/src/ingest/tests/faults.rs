@@ -205,7 +205,7 @@ fn a_native_caller_goes_on_after_a_crash() {
         assert_eq!(welcome["resumed"], true);
         assert_eq!(welcome["channels"][0]["epoch"], 2);
         let safe = welcome["channels"][0]["safe"].as_u64().unwrap() as usize;
-        assert!(safe >= 600 * MS && safe < 1600 * MS);
+        assert!((600 * MS..1600 * MS).contains(&safe));
         caller.audio(0, safe, &call()[safe..]).await;
         caller.text(r#"{"type":"close"}"#).await;
         assert_eq!(caller.rest().await.1, 1000);

@@ -112,7 +112,8 @@ async fn what_cannot_be_is_closed_with_its_code_and_reason() {
         frame
     };
     let linear = "/v1/stream?encoding=linear16&sample_rate=8000";
-    let cases: [(&str, Result<Vec<u8>, &str>, u16, &str); 9] = [
+    type Sent = Result<Vec<u8>, &'static str>; // bytes or text
+    let cases: [(&str, Sent, u16, &str); 9] = [
         (PATH, Ok(vec![1, 0, 0]), 1008, "header of 12 bytes"),
         (PATH, Ok(header(2, 0, [0; 2], 0)), 1008, "version 2"),
         (PATH, Ok(header(1, 1, [0; 2], 0)), 1008, "channel 1"),
