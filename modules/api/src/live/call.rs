@@ -138,14 +138,23 @@ impl Call {
             ChangeRows::Conversation(row) => self.take_row(row, &mut events),
             ChangeRows::Utterance { utterance, conversation } => {
                 self.take_utterance(utterance, &mut events);
-                self.take_row(conversation, &mut events);
+                self.take_row(self.not_ended_yet(conversation), &mut events);
             }
             ChangeRows::Insight { insight, superseded, conversation } => {
                 self.take_insight(insight, &superseded, &mut events);
-                self.take_row(conversation, &mut events);
+                self.take_row(self.not_ended_yet(conversation), &mut events);
             }
         }
         events
+    }
+
+    /// A row that comes with an utterance is as it is now, so it may tell of an end that is announced later, after more utterances. The end
+    /// waits for its own announcement: nothing that was said follows it.
+    fn not_ended_yet(&self, row: ConversationRow) -> ConversationRow {
+        match self.is_live() {
+            true => ConversationRow { state: self.row.state, ended_at: self.row.ended_at, ..row },
+            false => row,
+        }
     }
 
     fn take_row(&mut self, row: ConversationRow, events: &mut Vec<Event>) {
@@ -472,6 +481,17 @@ mod tests {
         let mut call = watched(vec![insight(1, None)]);
         assert_eq!(announce(&mut call, insight(1, Some(2)), &[]), ["insight.superseded"]);
         assert_eq!(announce(&mut call, insight(2, None), &[1]), ["insight.created"]);
+    }
+
+    #[test]
+    fn the_end_is_told_after_everything_that_was_said() {
+        let mut call = watched(vec![]);
+        let ended = ConversationRow { state: ConversationState::Complete, ended_at: Some(Utc::now()), ..row() };
+        let late = |id| ChangeRows::Insight { insight: insight(id, None), superseded: vec![], conversation: ended.clone() };
+        let kinds = |events: Vec<Event>| events.iter().map(Event::kind).collect::<Vec<_>>();
+        assert_eq!(kinds(call.apply(late(1))), ["insight.created"]);
+        assert_eq!(kinds(call.apply(ChangeRows::Conversation(ended.clone()))), ["conversation.ended"]);
+        assert_eq!(kinds(call.apply(late(2))), ["insight.created"], "what is understood later is still told");
     }
 
     #[test]
