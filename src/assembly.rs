@@ -42,7 +42,6 @@ pub struct Addresses {
 
 /// Runs this process until `stop`, or until a task it cannot do without has ended. `announce` is called once everything listens.
 pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, announce: impl FnOnce(&Addresses)) -> anyhow::Result<()> {
-    let _ = rustls::crypto::ring::default_provider().install_default(); // an error says that it has been done
     describe_metrics();
     let status = Status::new(env!("CARGO_PKG_VERSION"), config.audio.ingest.recordings);
     let mut tasks = Supervisor::default();
@@ -225,6 +224,10 @@ impl Front {
         let addr = server.addrs().first().copied().context("the HTTP listener has no address")?;
 
         // In the order in which they stop: no new work, then what is under way, then what keeps it.
+        tasks.spawn("live", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+            api.run(stop).await;
+            Ok(())
+        });
         let running = server.run();
         tasks.spawn("http", OnEnd::ExitProcess, STOP_LIMIT * 2, |stop| async move {
             let handle = running.handle();
@@ -249,10 +252,6 @@ impl Front {
             let draining = record.clone();
             record.run(stop).await;
             draining.drain().await;
-            Ok(())
-        });
-        tasks.spawn("live", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
-            api.run(stop).await;
             Ok(())
         });
         Ok(Self { ingest, conversations, addr })

@@ -4,7 +4,7 @@ use crate::support::{ROOT, Server, demo_calls, models, words};
 use quickcomm::cli::demo::speak;
 use std::{
     path::{Path, PathBuf},
-    process::Stdio,
+    process::Command,
 };
 
 /// The folder with playwright-core, or `None` after saying loudly that the test is skipped.
@@ -20,14 +20,9 @@ fn playwright() -> Option<PathBuf> {
 
 async fn browse(script: &str, arguments: &[&str]) -> serde_json::Value {
     let tests = playwright().expect("checked by the caller");
-    let output = tokio::process::Command::new("node")
-        .arg(tests.join("browser").join(script))
-        .args(arguments)
-        .current_dir(&tests)
-        .stderr(Stdio::piped())
-        .output()
-        .await
-        .unwrap();
+    let mut command = Command::new("node");
+    command.arg(tests.join("browser").join(script)).args(arguments).current_dir(&tests);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }

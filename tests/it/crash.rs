@@ -6,8 +6,12 @@ use crate::{
 };
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types::Text};
 use quickcomm::{cli::demo::speak, client::ServerMessage};
-use std::{path::Path, process::Stdio, time::Duration};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 #[derive(QueryableByName)]
 struct Verdict {
@@ -81,18 +85,20 @@ async fn a_client_that_cannot_resend_is_covered_by_the_recording() {
     let mut server = Server::start(data.path(), &[], &[]);
     let raw = crate::deepgram_sdk::interleaved(data.path(), &call);
 
-    let mut sdk = tokio::process::Command::new(python)
+    let mut sdk = Command::new(python)
         .arg(crate::deepgram_sdk::script())
         .args([&server.http, &raw.to_string_lossy().into_owned(), "mulaw", "8000", "2"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(sdk.stdout.take().unwrap()).lines();
+    let stdout = sdk.stdout.take().unwrap();
+    let (told, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
     // In mid-utterance: an interim after a few finals, 12 s into the call at least.
     let mut at = 0.0;
     let mut finals = 0;
-    while let Some(line) = lines.next_line().await.unwrap() {
+    while let Some(line) = lines.recv().await {
         let said: serde_json::Value = serde_json::from_str(&line).unwrap();
         if said["event"] == "Results" && said["text"] != "" {
             finals += usize::from(said["is_final"] == true);
@@ -105,7 +111,7 @@ async fn a_client_that_cannot_resend_is_covered_by_the_recording() {
     }
     assert!(at > 12.0, "no interim came");
     server.kill_and_restart();
-    let _ = sdk.wait().await;
+    sdk.wait().unwrap();
 
     let row = eventually("the interrupted call is finished from its recording", Duration::from_secs(30), async || {
         let page = server.get("/v1/conversations?limit=5").await;

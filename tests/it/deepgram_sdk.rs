@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     env,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 /// The interpreter that has the SDK, or `None` after saying loudly that the test is skipped.
@@ -38,7 +38,9 @@ pub fn interleaved(folder: &Path, call: &DemoCall) -> PathBuf {
 }
 
 async fn sdk(python: &Path, arguments: &[&str]) -> Vec<Value> {
-    let output = tokio::process::Command::new(python).arg(script()).args(arguments).stderr(Stdio::inherit()).output().await.unwrap();
+    let mut command = Command::new(python);
+    command.arg(script()).args(arguments).stderr(Stdio::inherit());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let lines: Vec<Value> = String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(output.status.success(), "the SDK failed: {lines:?}");
     lines

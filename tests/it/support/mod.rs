@@ -107,7 +107,7 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
             command.args([name, value]);
         }
     }
-    command.args(&options).envs(env.iter().map(|(k, v)| (k, v)));
+    command.args(&options).env("QUICKCOMM_LOG__FILTER", "warn").envs(env.iter().map(|(k, v)| (k, v)));
     command.current_dir(ROOT).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| e.to_string())?;
     let mut stderr = child.stderr.take().expect("stderr is piped");
