@@ -2,9 +2,9 @@
 //!
 //! Everything runs as the product does: callers' sockets, recording, record; only the process behind the contract `Audio` is another one.
 
-mod support;
 #[path = "support/first.rs"]
 mod first;
+mod support;
 
 use std::{path::Path, process::Stdio};
 use support::{

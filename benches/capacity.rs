@@ -21,9 +21,19 @@ struct Question {
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build().expect("a runtime");
     let questions = [
-        Question { name: "(a) with partials", listening: Listening { endpointing_ms: 250, partial_ms: Some(250) }, limit_ms: 500.0, start: 40 },
+        Question {
+            name: "(a) with partials",
+            listening: Listening { endpointing_ms: 250, partial_ms: Some(250) },
+            limit_ms: 500.0,
+            start: 40,
+        },
         Question { name: "(a) finals only", listening: Listening { endpointing_ms: 250, partial_ms: None }, limit_ms: 500.0, start: 100 },
-        Question { name: "(b) partials every 500 ms", listening: Listening { endpointing_ms: 400, partial_ms: Some(500) }, limit_ms: 1000.0, start: 40 },
+        Question {
+            name: "(b) partials every 500 ms",
+            listening: Listening { endpointing_ms: 400, partial_ms: Some(500) },
+            limit_ms: 1000.0,
+            start: 40,
+        },
         Question { name: "(b) finals only", listening: Listening { endpointing_ms: 400, partial_ms: None }, limit_ms: 1000.0, start: 100 },
     ];
     if let Ok(file) = std::env::var("QUICKCOMM_PROFILE") {
@@ -111,7 +121,20 @@ async fn profile(file: &str) {
     let server = Server::start(data.path(), &[]);
     let tracks = tracks(24, 30.0);
     let mut perf = std::process::Command::new("perf")
-        .args(["record", "--quiet", "--event", "cpu-clock", "--freq", "199", "--call-graph", "fp", "--output", file, "--pid", &server.pid().to_string()])
+        .args([
+            "record",
+            "--quiet",
+            "--event",
+            "cpu-clock",
+            "--freq",
+            "199",
+            "--call-graph",
+            "fp",
+            "--output",
+            file,
+            "--pid",
+            &server.pid().to_string(),
+        ])
         .spawn()
         .expect("perf is installed");
     let felt = run(&server.http, server.pid(), &tracks, Listening { endpointing_ms: 250, partial_ms: Some(250) }).await;

@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use support::{
     ROOT, Server,
     load::{Listening, run, tracks},

@@ -34,7 +34,8 @@ fn main() {
 async fn measure() {
     let data = scratch();
     let socket = format!("unix:{}", data.path().join("modules.sock").display());
-    let server = Server::start(&data.path().join("data"), &[("QUICKCOMM_GRPC__LISTEN", &socket), ("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")]);
+    let server =
+        Server::start(&data.path().join("data"), &[("QUICKCOMM_GRPC__LISTEN", &socket), ("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")]);
     let inference = fabric::connect::inference(&socket).expect("a Unix socket is an endpoint");
     let tracks = tracks(CHANNELS, if quick() { 10.0 } else { 20.0 });
     let pairs = if quick() { 1 } else { 5 };
@@ -53,7 +54,13 @@ async fn measure() {
     let spread = control.iter().map(|d| d.abs()).fold(0.0, f64::max);
     println!("| {CHANNELS} channels, p95 of finals | calm ms | under backlog ms | median difference ms | spread of control pairs ms |");
     println!("| --- | --- | --- | --- | --- |");
-    println!("| {} analyses meanwhile | {:.0} | {:.0} | {:+.0} | ±{spread:.0} |", answered, median(&calm_p95), median(&busy_p95), median(&effect));
+    println!(
+        "| {} analyses meanwhile | {:.0} | {:.0} | {:+.0} | ±{spread:.0} |",
+        answered,
+        median(&calm_p95),
+        median(&busy_p95),
+        median(&effect)
+    );
 }
 
 async fn p95(server: &Server, tracks: &[Track]) -> f64 {

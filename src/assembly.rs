@@ -75,7 +75,9 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     }
 
     let mut front = None;
-    if let (Some(record), Some(audio), Some(inference), Some(conversations)) = (record, handles.audio, handles.inference, handles.conversations) {
+    if let (Some(record), Some(audio), Some(inference), Some(conversations)) =
+        (record, handles.audio, handles.inference, handles.conversations)
+    {
         front = Some(Front::start(&config, &mut tasks, &status, &bus, record, audio, inference, conversations).await?);
     }
     let grpc = match &config.grpc.listen {
@@ -145,9 +147,12 @@ impl Models {
                 }
             };
             std::thread::scope(|scope| {
-                let classifier = scope.spawn(|| understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose());
+                let classifier =
+                    scope.spawn(|| understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose());
                 let engine = match &runtime {
-                    Some(runtime) if hears => Some(Arc::new(Engine::start(runtime, &models, &audio.engine).context("starting the audio engine")?)),
+                    Some(runtime) if hears => {
+                        Some(Arc::new(Engine::start(runtime, &models, &audio.engine).context("starting the audio engine")?))
+                    }
                     _ => None,
                 };
                 let classifier = classifier.join().map_err(|_| anyhow::anyhow!("loading the classifier panicked"))?;
@@ -258,7 +263,9 @@ impl Front {
     }
 }
 
-fn endpoint(place: &Place) -> &str { place.endpoints.first().map_or("", String::as_str) }
+fn endpoint(place: &Place) -> &str {
+    place.endpoints.first().map_or("", String::as_str)
+}
 
 /// Tells the status page which modules this process calls, and where.
 fn name_modules(status: &Status, config: &Config) {

@@ -58,10 +58,12 @@ pub fn names() -> Vec<String> {
 
 /// Reads one bundled call and brings it into the form in which a caller sends it.
 pub fn load(name: &str) -> anyhow::Result<DemoCall> {
-    let file = |name: &str| Files::get(name).with_context(|| format!("there is no bundled call {name:?}; there are {}", names().join(", ")));
+    let file =
+        |name: &str| Files::get(name).with_context(|| format!("there is no bundled call {name:?}; there are {}", names().join(", ")));
     let script: Script = serde_json::from_slice(&file(&format!("{name}.json"))?.data).with_context(|| format!("reading {name}.json"))?;
     let sound = file(&script.file)?.data.into_owned();
-    let decoded = audio::engine::decode::file::bytes(sound.into(), Default::default()).with_context(|| format!("decoding {}", script.file))?;
+    let decoded =
+        audio::engine::decode::file::bytes(sound.into(), Default::default()).with_context(|| format!("decoding {}", script.file))?;
     let encoding = match (script.encoding.contains("mulaw"), decoded.rate.hz()) {
         (true, _) => Encoding::Mulaw,
         (_, 48_000) => Encoding::Float32,

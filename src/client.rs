@@ -178,19 +178,29 @@ impl Call {
     }
 
     /// Sends samples that continue the channel. Waits while the call is behind or being resumed.
-    pub async fn send(&self, channel: u8, data: Bytes) { let _ = self.commands.send(Command::Audio { channel, data }).await; }
+    pub async fn send(&self, channel: u8, data: Bytes) {
+        let _ = self.commands.send(Command::Audio { channel, data }).await;
+    }
 
-    pub async fn finalize(&self, token: u32) { let _ = self.commands.send(Command::Finalize { token }).await; }
+    pub async fn finalize(&self, token: u32) {
+        let _ = self.commands.send(Command::Finalize { token }).await;
+    }
 
     /// Says that no more audio will come; the events end with `Ended`.
-    pub async fn close(&self) { let _ = self.commands.send(Command::Close).await; }
+    pub async fn close(&self) {
+        let _ = self.commands.send(Command::Close).await;
+    }
 
     /// Loses the connection on purpose, as a bad network would; the call comes back by itself.
-    pub async fn cut(&self) { let _ = self.cut.send(()).await; }
+    pub async fn cut(&self) {
+        let _ = self.cut.send(()).await;
+    }
 }
 
 impl Drop for Call {
-    fn drop(&mut self) { self.hang_up.cancel() }
+    fn drop(&mut self) {
+        self.hang_up.cancel()
+    }
 }
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -206,9 +216,13 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(sample_bytes: usize, limit: usize) -> Self { Self { sample_bytes, limit, from: 0, held: 0, pieces: VecDeque::new() } }
+    fn new(sample_bytes: usize, limit: usize) -> Self {
+        Self { sample_bytes, limit, from: 0, held: 0, pieces: VecDeque::new() }
+    }
 
-    fn end(&self) -> u64 { self.from + (self.held / self.sample_bytes) as u64 }
+    fn end(&self) -> u64 {
+        self.from + (self.held / self.sample_bytes) as u64
+    }
 
     fn push(&mut self, data: Bytes) {
         self.held += data.len();
@@ -361,7 +375,9 @@ impl Caller {
                         return Ok(socket);
                     }
                 }
-                Err(error @ (ClientError::Unreachable(..) | ClientError::Refused { status: 503, .. })) if Instant::now() >= give_up => return Err(error),
+                Err(error @ (ClientError::Unreachable(..) | ClientError::Refused { status: 503, .. })) if Instant::now() >= give_up => {
+                    return Err(error);
+                }
                 Err(ClientError::Unreachable(..) | ClientError::Refused { status: 503, .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -386,7 +402,9 @@ impl Caller {
         Ok(())
     }
 
-    fn tell(&self, message: ServerMessage) { let _ = self.outbox.send(Ok(Event { at: Instant::now(), message })); }
+    fn tell(&self, message: ServerMessage) {
+        let _ = self.outbox.send(Ok(Event { at: Instant::now(), message }));
+    }
 }
 
 /// Audio of one message stays well below the server's limit of 64 KiB.
@@ -426,7 +444,9 @@ async fn dial(options: &Options) -> Result<(Socket, ServerMessage), ClientError>
                 Ok(ServerMessage::Error { code, message }) => return Err(unreachable(format!("{code}: {message}"))),
                 _ => return Err(unreachable(format!("expected a welcome, got {text}"))),
             },
-            Some(Ok(Message::Close(Some(frame)))) => return Err(ClientError::Closed { code: frame.code.into(), reason: frame.reason.to_string() }),
+            Some(Ok(Message::Close(Some(frame)))) => {
+                return Err(ClientError::Closed { code: frame.code.into(), reason: frame.reason.to_string() });
+            }
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(unreachable(error.to_string())),
             None => return Err(unreachable("it hung up before its welcome".into())),

@@ -43,7 +43,7 @@ pub struct Http {
     pub addr: SocketAddr,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grpc {
     /// Where this process serves its modules to others: `http://127.0.0.1:7443` or `unix:/path`. Default: not at all.
@@ -117,15 +117,15 @@ impl Default for Config {
 }
 
 impl Default for Http {
-    fn default() -> Self { Self { addr: SocketAddr::from(([127, 0, 0, 1], 8080)) } }
-}
-
-impl Default for Grpc {
-    fn default() -> Self { Self { listen: None } }
+    fn default() -> Self {
+        Self { addr: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
 }
 
 impl Default for Admin {
-    fn default() -> Self { Self { addr: SocketAddr::from(([127, 0, 0, 1], 9090)) } }
+    fn default() -> Self {
+        Self { addr: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +158,8 @@ impl Config {
             return refuse("roles", "none given; expected at least one of api, audio, inference".into());
         }
         if !self.roles.contains(&Role::Api) && self.grpc.listen.is_none() {
-            let problem = "a process without the api role has no callers but other processes; expected an address such as \"http://127.0.0.1:7443\"";
+            let problem =
+                "a process without the api role has no callers but other processes; expected an address such as \"http://127.0.0.1:7443\"";
             return refuse("grpc.listen", problem.into());
         }
         let places = [
@@ -177,11 +178,15 @@ impl Config {
             // Ingest, recorder and worker run where the bus is, so only the process with the api role calls other modules.
             let needed = self.roles.contains(&Role::Api);
             if needed && !hosted && place.mode == Mode::Local {
-                return refuse(&format!("{key}.mode"), format!("local, but this process has no {name} role; expected remote and an endpoint"));
+                return refuse(
+                    &format!("{key}.mode"),
+                    format!("local, but this process has no {name} role; expected remote and an endpoint"),
+                );
             }
         }
         if self.modules.api.mode == Mode::Remote {
-            let problem = "remote needs a bus that processes share, and the only one so far is in memory; host the api role where callers connect";
+            let problem =
+                "remote needs a bus that processes share, and the only one so far is in memory; host the api role where callers connect";
             return refuse("modules.api.mode", problem.into());
         }
         let checked = [("audio", self.audio.check()), ("inference", self.inference.check()), ("api", self.api.check())];
@@ -207,7 +212,9 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_pass() { Config::default().check().unwrap() }
+    fn the_defaults_pass() {
+        Config::default().check().unwrap()
+    }
 
     #[test]
     fn nothing_listens_beyond_loopback_without_keys() {
@@ -224,5 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_named() { refused(serde_json::json!({ "http": { "adr": "127.0.0.1:1" } }), &["adr"]) }
+    fn an_unknown_key_is_named() {
+        refused(serde_json::json!({ "http": { "adr": "127.0.0.1:1" } }), &["adr"])
+    }
 }

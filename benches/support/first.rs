@@ -10,7 +10,9 @@ use audio::engine::{
 };
 use contracts::{
     Audio, CallCx, CallError, SamplePos,
-    audio::{CREDIT, EventTx, HeardSegment, Input, ModelInfo, SegmentBody, Session, SessionInfo, SpeechEvent, Spoken, StreamSpec, WordTimes},
+    audio::{
+        CREDIT, EventTx, HeardSegment, Input, ModelInfo, SegmentBody, Session, SessionInfo, SpeechEvent, Spoken, StreamSpec, WordTimes,
+    },
 };
 use platform::onnx::{Kind, ModelDir, Runtime};
 use std::{path::Path, sync::Arc, time::Duration};

@@ -58,7 +58,8 @@ pub fn tracks(count: usize, seconds: f64) -> Vec<Track> {
     let wide = turns(16_000);
     (0..count)
         .map(|n| {
-            let (rate, encoding, pool) = if n % 2 == 0 { (8_000, Encoding::Mulaw, &telephony) } else { (16_000, Encoding::Linear16, &wide) };
+            let (rate, encoding, pool) =
+                if n % 2 == 0 { (8_000, Encoding::Mulaw, &telephony) } else { (16_000, Encoding::Linear16, &wide) };
             let total = (seconds * f64::from(rate)) as usize;
             // A line is never digitally silent: faint noise, the same for everybody, different at every sample.
             let mut state = n as u32 * 2_654_435_761 + 1;
@@ -112,8 +113,12 @@ pub struct Felt {
 }
 
 impl Felt {
-    pub fn final_ms(&self, share: f64) -> f64 { quantile(&mut self.to_final.clone(), share) * 1000.0 }
-    pub fn age_ms(&self, share: f64) -> f64 { quantile(&mut self.partial_age.clone(), share) * 1000.0 }
+    pub fn final_ms(&self, share: f64) -> f64 {
+        quantile(&mut self.to_final.clone(), share) * 1000.0
+    }
+    pub fn age_ms(&self, share: f64) -> f64 {
+        quantile(&mut self.partial_age.clone(), share) * 1000.0
+    }
 }
 
 /// Lets every track call the server at once, in real time, spread over the first two seconds.
@@ -185,7 +190,12 @@ async fn call(http: &str, track: Track, listening: Listening, starts: Instant) -
         if listening.partial_ms.is_some() {
             let mut now = from + 1.0;
             while now < to {
-                let newest = partials.iter().chain(&finals).filter(|(arrived, end)| *arrived <= now && *end > from).map(|(_, end)| *end).fold(from, f64::max);
+                let newest = partials
+                    .iter()
+                    .chain(&finals)
+                    .filter(|(arrived, end)| *arrived <= now && *end > from)
+                    .map(|(_, end)| *end)
+                    .fold(from, f64::max);
                 felt.partial_age.push(now - newest);
                 now += 0.1;
             }

@@ -38,7 +38,9 @@ impl Server {
         Self { http: url("http"), admin: url("admin"), child }
     }
 
-    pub fn pid(&self) -> u32 { self.child.id() }
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Server {
@@ -72,9 +74,13 @@ pub fn quantile(samples: &mut [f64], share: f64) -> f64 {
     samples[((samples.len() - 1) as f64 * share).round() as usize]
 }
 
-pub fn median(samples: &[f64]) -> f64 { quantile(&mut samples.to_vec(), 0.5) }
+pub fn median(samples: &[f64]) -> f64 {
+    quantile(&mut samples.to_vec(), 0.5)
+}
 
-pub fn ms(duration: Duration) -> f64 { duration.as_secs_f64() * 1000.0 }
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
 
 /// A scratch folder under the target directory: on the disk that the product would use, not in memory.
 pub fn scratch() -> tempfile::TempDir {
@@ -83,4 +89,6 @@ pub fn scratch() -> tempfile::TempDir {
 }
 
 /// `QUICKCOMM_BENCH=quick` makes every bench short: to see that it runs, not to quote it.
-pub fn quick() -> bool { std::env::var("QUICKCOMM_BENCH").is_ok_and(|v| v == "quick") }
+pub fn quick() -> bool {
+    std::env::var("QUICKCOMM_BENCH").is_ok_and(|v| v == "quick")
+}

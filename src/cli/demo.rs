@@ -75,10 +75,15 @@ async fn play(call: &DemoCall, url: &str, json: bool) -> anyhow::Result<()> {
         let message = event?.message;
         match &message {
             ServerMessage::Final(said) if json => {
-                println!("{}", serde_json::json!({ "event": "final", "conversation": id, "channel": said.channel, "start_ms": said.start_ms, "text": said.text }));
+                println!(
+                    "{}",
+                    serde_json::json!({ "event": "final", "conversation": id, "channel": said.channel, "start_ms": said.start_ms, "text": said.text })
+                );
             }
             ServerMessage::Final(said) => println!("  {} {:>5.1} s  {}", who(call, said.channel), said.start_ms as f64 / 1000.0, said.text),
-            ServerMessage::Ended { state, .. } if json => println!("{}", serde_json::json!({ "event": "ended", "conversation": id, "state": state })),
+            ServerMessage::Ended { state, .. } if json => {
+                println!("{}", serde_json::json!({ "event": "ended", "conversation": id, "state": state }))
+            }
             _ => {}
         }
     }

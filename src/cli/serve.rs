@@ -98,7 +98,9 @@ fn say_where(addresses: &crate::Addresses, json: bool) {
     } else {
         let mut text = String::from("\nQuickComm is ready.\n");
         if let Some(http) = addresses.http {
-            text += &format!("  dashboard  http://{http}/\n  try it     http://{http}/try      speak, or drop a file\n  API        http://{http}/docs\n");
+            text += &format!(
+                "  dashboard  http://{http}/\n  try it     http://{http}/try      speak, or drop a file\n  API        http://{http}/docs\n"
+            );
         }
         text += &format!("  health     http://{}/readyz\n", addresses.admin);
         if let Some(grpc) = &addresses.grpc {

@@ -79,12 +79,15 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let took = begin.elapsed();
 
     let lines = lines(rate, segments);
-    print!("{}", match if options.json { Format::Json } else { options.format } {
-        Format::Text => text(&lines, channels),
-        Format::Srt => subtitles(&lines, ','),
-        Format::Vtt => format!("WEBVTT\n\n{}", subtitles(&lines, '.')),
-        Format::Json => json_text(&lines, seconds, channels)?,
-    });
+    print!(
+        "{}",
+        match if options.json { Format::Json } else { options.format } {
+            Format::Text => text(&lines, channels),
+            Format::Srt => subtitles(&lines, ','),
+            Format::Vtt => format!("WEBVTT\n\n{}", subtitles(&lines, '.')),
+            Format::Json => json_text(&lines, seconds, channels)?,
+        }
+    );
     eprintln!("{seconds:.1} s of sound in {:.1} s, loading included", took.as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
@@ -135,7 +138,8 @@ fn json_text(lines: &[Line], seconds: f64, channels: usize) -> anyhow::Result<St
             })
         })
         .collect();
-    let mut out = serde_json::to_string_pretty(&json!({ "duration_ms": (seconds * 1000.0) as u64, "channels": channels, "utterances": utterances }))?;
+    let mut out =
+        serde_json::to_string_pretty(&json!({ "duration_ms": (seconds * 1000.0) as u64, "channels": channels, "utterances": utterances }))?;
     out.push('\n');
     Ok(out)
 }

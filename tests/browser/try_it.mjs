@@ -18,7 +18,7 @@ try {
   await page.getByTestId("try-mic").click();
   await page.locator('[data-testid="final"]').first().waitFor({ timeout: 30_000 });
   const text = (await page.getByTestId("final").allInnerTexts()).join(" ").replace(/\s+/g, " ");
-  await page.getByTestId("try-mic").click(); // the same button stops
+  await page.getByTestId("try-stop").click();
   console.log(JSON.stringify({ text }));
 } catch (error) {
   console.error(error.message);

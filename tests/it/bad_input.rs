@@ -4,8 +4,8 @@ use crate::support::{ROOT, Server, demo_calls, models};
 use bytes::{BufMut, BytesMut};
 use futures::{SinkExt, StreamExt};
 use quickcomm::{
-    client::{Call, Options, ServerMessage},
     cli::demo::speak,
+    client::{Call, Options, ServerMessage},
 };
 use std::{fs, path::Path, process::Command, time::Duration};
 use tokio_tungstenite::{
@@ -112,7 +112,8 @@ async fn what_is_wrong_is_said_before_and_during_a_stream() {
     }
     drop(events);
     assert_eq!(reqwest::get(format!("{}/readyz", server.admin)).await.unwrap().status(), 200);
-    let (status, problem) = (reqwest::get(format!("{}/v1/conversations?colour=red", server.http)).await.unwrap().status(), "unknown parameter");
+    let (status, problem) =
+        (reqwest::get(format!("{}/v1/conversations?colour=red", server.http)).await.unwrap().status(), "unknown parameter");
     assert_eq!(status, 400, "{problem}");
 }
 
@@ -157,9 +158,7 @@ fn a_missing_or_damaged_model_is_named() {
     let Some(models) = models() else { return };
     let data = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let start = |models: &Path| {
-        Server::try_start(&data.path().join("d"), &[], &[("QUICKCOMM_MODELS", &models.to_string_lossy())]).err()
-    };
+    let start = |models: &Path| Server::try_start(&data.path().join("d"), &[], &[("QUICKCOMM_MODELS", &models.to_string_lossy())]).err();
     let nothing = start(folder.path()).expect("it started without models");
     assert!(nothing.contains("make models"), "{nothing}");
 
@@ -230,7 +229,8 @@ fn a_file_becomes_text_in_every_format() {
     if models().is_none() {
         return;
     }
-    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(Path::new(ROOT).join("tests/fixtures/formats/manifest.json")).unwrap()).unwrap();
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(Path::new(ROOT).join("tests/fixtures/formats/manifest.json")).unwrap()).unwrap();
     for format in manifest["formats"].as_array().unwrap() {
         let file = format!("tests/fixtures/formats/{}", format["file"].as_str().unwrap());
         let output = Command::new(env!("CARGO_BIN_EXE_quickcomm")).args(["transcribe", &file]).current_dir(ROOT).output().unwrap();

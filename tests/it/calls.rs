@@ -59,10 +59,14 @@ async fn every_demo_call_is_heard_understood_and_kept() {
     for (call, id, events) in &played {
         let title = &call.script.title;
         let told = texts(events, call.channels.len());
-        for channel in 0..call.channels.len() {
-            let (errors, reference) = words::errors(&script_text(call, channel as u8), &told[channel]);
+        for (channel, told) in told.iter().enumerate() {
+            let (errors, reference) = words::errors(&script_text(call, channel as u8), told);
             (wrong, of) = (wrong + errors, of + reference);
-            assert_eq!(recorded_text(&server, id, channel as u64).await, told[channel], "{title}: the record differs from what the caller was told");
+            assert_eq!(
+                recorded_text(&server, id, channel as u64).await,
+                *told,
+                "{title}: the record differs from what the caller was told"
+            );
         }
         check_partials(title, events);
         check_safe(call, events);

@@ -87,7 +87,7 @@ async fn a_client_that_cannot_resend_is_covered_by_the_recording() {
 
     let mut sdk = Command::new(python)
         .arg(crate::deepgram_sdk::script())
-        .args([&server.http, &raw.to_string_lossy().into_owned(), "mulaw", "8000", "2"])
+        .args([server.http.as_str(), &raw.to_string_lossy(), "mulaw", "8000", "2"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()

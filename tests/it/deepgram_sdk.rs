@@ -12,7 +12,8 @@ use std::{
 
 /// The interpreter that has the SDK, or `None` after saying loudly that the test is skipped.
 pub fn python() -> Option<PathBuf> {
-    let path = env::var_os("QUICKCOMM_PYTHON").map(PathBuf::from).unwrap_or_else(|| Path::new(ROOT).join(".quickcomm/test-venv/bin/python"));
+    let path =
+        env::var_os("QUICKCOMM_PYTHON").map(PathBuf::from).unwrap_or_else(|| Path::new(ROOT).join(".quickcomm/test-venv/bin/python"));
     if path.is_file() {
         return Some(path);
     }
@@ -20,7 +21,9 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
-pub fn script() -> PathBuf { Path::new(ROOT).join("tests/sdk/deepgram_live.py") }
+pub fn script() -> PathBuf {
+    Path::new(ROOT).join("tests/sdk/deepgram_live.py")
+}
 
 /// All channels of a call in one file, sample by sample, as a caller of a multichannel stream sends them.
 pub fn interleaved(folder: &Path, call: &DemoCall) -> PathBuf {
@@ -101,7 +104,8 @@ async fn a_posted_file_comes_back_as_a_transcript() {
     let call = demo_calls().into_iter().find(|c| c.script.file.ends_with(".flac")).expect("a flac call is bundled");
     let file = std::fs::read(Path::new(ROOT).join("tests/fixtures/calls").join(&call.script.file)).unwrap();
     let url = format!("{}/v1/listen?model=nova-3&multichannel=true&utterances=true&punctuate=true", server.http);
-    let answer: Value = reqwest::Client::new().post(url).header("content-type", "audio/flac").body(file).send().await.unwrap().json().await.unwrap();
+    let answer: Value =
+        reqwest::Client::new().post(url).header("content-type", "audio/flac").body(file).send().await.unwrap().json().await.unwrap();
     for key in ["transaction_key", "request_id", "sha256", "created", "duration", "channels", "models", "model_info"] {
         assert!(!answer["metadata"][key].is_null(), "metadata has no {key}: {answer}");
     }

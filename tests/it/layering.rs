@@ -41,7 +41,14 @@ fn names_are_spoken_only_in_their_rooms() {
         ("diesel", &["modules/api/src/record"]),
         (
             "actix_web",
-            &["modules/audio/src/ingest", "modules/api/src/rest", "modules/api/src/live", "modules/api/src/admin", "modules/api/src/lib.rs", "src/assembly.rs"],
+            &[
+                "modules/audio/src/ingest",
+                "modules/api/src/rest",
+                "modules/api/src/live",
+                "modules/api/src/admin",
+                "modules/api/src/lib.rs",
+                "src/assembly.rs",
+            ],
         ),
         ("actix_ws", &["modules/audio/src/ingest", "modules/api/src/live"]),
         ("tonic", &["modules/fabric"]),

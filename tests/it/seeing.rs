@@ -30,7 +30,10 @@ async fn health_and_metrics_tell_what_a_speaker_feels() {
     let seconds: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.strip_suffix(" histogram")).collect();
     assert!(seconds.len() >= 5, "only {seconds:?} are histograms");
     for name in seconds {
-        assert!(text.lines().any(|l| l.starts_with(&format!("{name}_bucket")) && l.contains("le=\"0.25\"")), "{name} has no bucket of 250 ms");
+        assert!(
+            text.lines().any(|l| l.starts_with(&format!("{name}_bucket")) && l.contains("le=\"0.25\"")),
+            "{name} has no bucket of 250 ms"
+        );
     }
     assert!(!text.contains("quantile="), "a summary cannot be added up over nodes");
     for module in ["audio", "inference", "api"] {
@@ -69,7 +72,8 @@ async fn one_trace_id_leads_from_socket_to_row_and_no_word_is_logged() {
             said.push(heard.text);
         }
     }
-    let rows: serde_json::Value = reqwest::get(format!("{url}/v1/conversations/{id}/utterances?limit=200")).await.unwrap().json().await.unwrap();
+    let rows: serde_json::Value =
+        reqwest::get(format!("{url}/v1/conversations/{id}/utterances?limit=200")).await.unwrap().json().await.unwrap();
     Command::new("kill").arg(child.id().to_string()).status().unwrap();
     child.wait().unwrap();
     let log = log.join().unwrap();

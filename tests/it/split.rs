@@ -47,8 +47,12 @@ async fn demo_calls_run_through_three_processes() {
     }
     assert!(wrong * 100 <= of * 6, "{wrong} word errors in {of} words");
     let status = front.get("/v1/admin/status").await;
-    let modes: Vec<_> = status["modules"].as_array().unwrap().iter().map(|m| (m["name"].as_str().unwrap(), m["mode"].as_str().unwrap())).collect();
-    assert!(modes.contains(&("audio", "remote")) && modes.contains(&("inference", "remote")) && modes.contains(&("api", "local")), "{modes:?}");
+    let modes: Vec<_> =
+        status["modules"].as_array().unwrap().iter().map(|m| (m["name"].as_str().unwrap(), m["mode"].as_str().unwrap())).collect();
+    assert!(
+        modes.contains(&("audio", "remote")) && modes.contains(&("inference", "remote")) && modes.contains(&("api", "local")),
+        "{modes:?}"
+    );
     for server in [front, hears, understands] {
         assert!(server.stop(), "SIGTERM did not end in exit code 0");
     }

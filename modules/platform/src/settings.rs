@@ -29,7 +29,7 @@ pub fn load<T: Default + Serialize + DeserializeOwned>(file: Option<&Path>, flag
         }
         layers = layers.merge(Toml::file_exact(path));
     }
-    let env = Env::prefixed(ENV_PREFIX).filter(|key| !NOT_SETTINGS.iter().any(|name| key == &name[ENV_PREFIX.len()..])).split("__");
+    let env = Env::prefixed(ENV_PREFIX).filter(|key| !NOT_SETTINGS.iter().any(|name| *key == name[ENV_PREFIX.len()..])).split("__");
     layers.merge(env).merge(Serialized::defaults(flags)).extract().map_err(|error| {
         let each: Vec<String> = error.into_iter().map(describe).collect();
         SettingsError::Bad(each.join("; "))

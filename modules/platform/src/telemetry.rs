@@ -36,6 +36,9 @@ const SECONDS: [f64; 27] = [
     1.5, 2.0, 3.0, 5.0, 10.0,
 ];
 
+/// Upper bounds of what is counted in pieces, such as a batch.
+const COUNTS: [f64; 12] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
+
 /// The metrics of this process, as text for Prometheus.
 #[derive(Clone)]
 pub struct Metrics {
@@ -75,6 +78,9 @@ pub fn start(settings: &Settings) -> anyhow::Result<Metrics> {
         let text = panic.payload().downcast_ref::<&str>().copied().or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str));
         tracing::error!(thread = thread.name().unwrap_or("unnamed"), place, message = text.unwrap_or("no message"), "panicked");
     }));
-    let handle = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?.install_recorder()?;
+    let handle = PrometheusBuilder::new()
+        .set_buckets(&COUNTS)?
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
+        .install_recorder()?;
     Ok(Metrics { handle })
 }

@@ -79,7 +79,9 @@ impl Server {
         false
     }
 
-    pub fn pid(&self) -> u32 { self.child.id() }
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
 
     pub async fn get(&self, path: &str) -> Value {
         let url = format!("{}{path}", self.http);
@@ -141,11 +143,21 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
             options.extend([flag.to_owned(), addr.to_owned()]);
         }
     }
-    Ok(Server { child, http: url("http"), admin: url("admin"), grpc: addresses["grpc"].as_str().map(str::to_owned), data: data.to_owned(), options, env })
+    Ok(Server {
+        child,
+        http: url("http"),
+        admin: url("admin"),
+        grpc: addresses["grpc"].as_str().map(str::to_owned),
+        data: data.to_owned(),
+        options,
+        env,
+    })
 }
 
 /// All bundled calls.
-pub fn demo_calls() -> Vec<DemoCall> { calls::names().iter().map(|name| calls::load(name).expect("a bundled call loads")).collect() }
+pub fn demo_calls() -> Vec<DemoCall> {
+    calls::names().iter().map(|name| calls::load(name).expect("a bundled call loads")).collect()
+}
 
 /// Finals per channel, joined, in the order they came.
 pub fn texts(events: &[Event], channels: usize) -> Vec<String> {

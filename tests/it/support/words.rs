@@ -24,20 +24,38 @@ pub fn normal(text: &str) -> Vec<String> {
 /// A number below a thousand in words.
 fn spoken(number: u32, words: &mut Vec<String>) {
     const ONES: [&str; 20] = [
-        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
-        "sixteen", "seventeen", "eighteen", "nineteen",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
     ];
     const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
     match number {
         100.. => {
             words.extend([ONES[number as usize / 100].to_owned(), "hundred".into()]);
-            if number % 100 > 0 {
+            if !number.is_multiple_of(100) {
                 spoken(number % 100, words);
             }
         }
         20..100 => {
             words.push(TENS[number as usize / 10].into());
-            if number % 10 > 0 {
+            if !number.is_multiple_of(10) {
                 words.push(ONES[number as usize % 10].into());
             }
         }

@@ -314,7 +314,7 @@ fn spoken(number: u64) -> Vec<String> {
         0..20 => vec![SMALL[number as usize].into()],
         20..100 => {
             let mut words = vec![TENS[number as usize / 10].into()];
-            if number % 10 > 0 {
+            if !number.is_multiple_of(10) {
                 words.extend(spoken(number % 10));
             }
             words
@@ -322,7 +322,7 @@ fn spoken(number: u64) -> Vec<String> {
         100..1000 => {
             let mut words = spoken(number / 100);
             words.push("hundred".into());
-            if number % 100 > 0 {
+            if !number.is_multiple_of(100) {
                 words.extend(spoken(number % 100));
             }
             words
@@ -330,7 +330,7 @@ fn spoken(number: u64) -> Vec<String> {
         _ => {
             let mut words = spoken(number / 1000);
             words.push("thousand".into());
-            if number % 1000 > 0 {
+            if !number.is_multiple_of(1000) {
                 words.extend(spoken(number % 1000));
             }
             words

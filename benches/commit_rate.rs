@@ -91,6 +91,7 @@ fn bare(folder: &Path, every: Duration) -> anyhow::Result<Measured> {
     let began = Instant::now();
     while began.elapsed() < ROUND {
         let due = began + every * took.len() as u32;
+        #[allow(clippy::disallowed_methods)] // a paced writer: the clock is the event
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let asked = Instant::now();
         file.write_all(&block)?;
