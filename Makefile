@@ -16,7 +16,7 @@ models: ## fetch models by pinned pip packages, check them, convert once
 	@python3 modules/platform/models/fetch.py
 
 dashboard: static/dist/index.html
-static/dist/index.html: $(shell find static/src static/public -type f 2>/dev/null) static/package-lock.json static/index.html
+static/dist/index.html: $(shell find static -path static/node_modules -prune -o -path static/dist -prune -o -type f -print)
 	@.ci/need nodejs:node npm:npm
 	cd static && npm ci --no-progress --no-fund --no-audit && npm run build
 	@touch $@

@@ -416,7 +416,7 @@ mod tests {
             .collect();
         let first_voiced = 10 * 1536;
         let first_to = 13 * 1536 + 10 * 512; // ten frames are the first beyond 300 ms
-        assert_eq!(heard[0], (first_voiced - 8000, first_to, Vec::from([first_voiced..13 * 1536])));
+        assert_eq!(heard[0], (first_voiced - 8000, first_to, std::iter::once(first_voiced..13 * 1536).collect()));
         assert_eq!(heard[1].0, first_to, "the second starts where the first ended, not half a second before its first sound");
     }
 
@@ -517,11 +517,7 @@ mod tests {
                         follow(&decision, pushed)?;
                     }
                     frame += 1;
-                    if closings.contains(&frame) {
-                        if let Some(decision) = endpointer.close(pushed) {
-                            follow(&decision, pushed)?;
-                        }
-                    }
+                    if closings.contains(&frame) && let Some(decision) = endpointer.close(pushed) { follow(&decision, pushed)?; }
                 }
             }
             if let Some(decision) = endpointer.close(pushed) {
