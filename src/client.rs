@@ -191,6 +191,11 @@ impl Call {
         let _ = self.commands.send(Command::Close).await;
     }
 
+    /// Waits until the call is over, well or not.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Loses the connection on purpose, as a bad network would; the call comes back by itself.
     pub async fn cut(&self) {
         let _ = self.cut.send(()).await;

@@ -119,8 +119,7 @@ pub async fn speak(call: &DemoCall, url: &str, tag: Option<&str>) -> Result<(Con
             }
         }
         open.close().await;
-        // The handle lives until the server has ended the call: dropping it would hang up.
-        std::future::pending::<()>().await;
+        open.ended().await; // dropping the handle before would hang up
     });
     Ok((id, events))
 }

@@ -19,8 +19,9 @@ use contracts::{
     inference::{Evidence, Insight, Label, Provenance, Task},
 };
 use diesel::{
-    BoolExpressionMethods as _, ExpressionMethods as _, Insertable, JoinOnDsl as _, OptionalExtension as _, QueryDsl as _, Queryable,
-    RunQueryDsl as _, Selectable, SelectableHelper as _,
+    BoolExpressionMethods as _, ExpressionMethods as _, Insertable, JoinOnDsl as _, NullableExpressionMethods, OptionalExtension as _,
+    QueryDsl as _, Queryable, RunQueryDsl as _, Selectable, SelectableHelper as _,
+    dsl::{max, min, sum},
 };
 use std::collections::BTreeSet;
 
@@ -280,27 +281,37 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
     Ok(Recorded::New)
 }
 
-/// A conversation's intent is the best-scored current one, its sentiment the latest; an agent's do not count.
+/// A conversation's intent is what its customer's turns add up to, so that one sure "thank you" does not outweigh the reason of the call;
+/// its sentiment is the latest. An agent's do not count.
 fn refresh_top(conn: &mut Conn, tenant: &TenantId, id: ConversationId, task: Task) -> Result<(), StoreError> {
     let id = id.to_string();
-    let top: Option<(Option<String>, Option<f64>, String)> = on_conn!(conn, |c: B| {
-        let mut query = insights::table
-            .filter(insights::tenant_id.eq(tenant.as_str()))
-            .filter(insights::conversation_id.eq(&id))
-            .filter(insights::task.eq(task.name()))
-            .filter(insights::superseded_by.is_null())
-            .filter(insights::label.is_not_null())
-            .filter(insights::role.ne(Role::Agent.name()))
-            .select((insights::label, insights::score, insights::tier))
-            .into_boxed::<B>();
-        query = match task {
-            Task::Intent => query.order((insights::score.desc(), insights::start_ms.desc(), insights::id.desc())),
-            Task::Sentiment => query.order((insights::start_ms.desc(), insights::id.desc())),
-        };
-        query.first(c).optional()?
+    let top: Option<(Option<String>, Option<f64>, Option<String>)> = on_conn!(conn, |c: B| {
+        macro_rules! heard {
+            ($query:expr) => {
+                $query
+                    .filter(insights::tenant_id.eq(tenant.as_str()))
+                    .filter(insights::conversation_id.eq(&id))
+                    .filter(insights::task.eq(task.name()))
+                    .filter(insights::superseded_by.is_null())
+                    .filter(insights::label.is_not_null())
+                    .filter(insights::role.ne(Role::Agent.name()))
+            };
+        }
+        match task {
+            Task::Intent => heard!(insights::table.group_by(insights::label))
+                .select((insights::label, max(insights::score), min(insights::tier)))
+                .order((sum(insights::score).desc(), min(insights::start_ms).asc()))
+                .first(c)
+                .optional()?,
+            Task::Sentiment => heard!(insights::table)
+                .select((insights::label, insights::score, insights::tier.nullable()))
+                .order((insights::start_ms.desc(), insights::id.desc()))
+                .first(c)
+                .optional()?,
+        }
     });
     let (label, score, tier) = match top {
-        Some((label, score, tier)) => (label, score, Some(tier)),
+        Some(top) => top,
         None => (None, None, None),
     };
     let updated = (conversations::updated_at.eq(Utc::now().naive_utc()), conversations::version.eq(conversations::version + 1));

@@ -42,7 +42,7 @@ pub struct ConversationRow {
     pub duration_ms: u64,
     pub channels: Vec<ChannelRow>,
     pub utterance_count: u64,
-    /// The best-scored current intent of the customer.
+    /// The intent that the customer's turns add up to, with its best score.
     pub intent: Option<TopLabel>,
     /// The customer's latest sentiment.
     pub sentiment: Option<TopLabel>,

@@ -38,7 +38,7 @@ pub struct Insights {
         ("from" = Option<String>, Query, description = "Started at or after this time (RFC 3339)."),
         ("to" = Option<String>, Query, description = "Started before this time (RFC 3339)."),
         ("tag" = Option<String>, Query, description = "Carries this tag."),
-        ("intent" = Option<String>, Query, description = "Name of its best-scored intent."),
+        ("intent" = Option<String>, Query, description = "Name of the intent that its customer's turns add up to."),
         ("sentiment" = Option<String>, Query, description = "Name of the customer's latest sentiment."),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("limit" = Option<u32>, Query, description = "1 to 200; default 50.", minimum = 1, maximum = 200)),
