@@ -1,7 +1,7 @@
 //! How many callers one machine holds, through sockets, with everything on: recording, record, classifier.
 //!
 //! Rule (a): p95 of speech-end to final at most 500 ms at `endpointing=250`. Rule (b), the peers': at most 1 s at 400 ms of silence.
-//! With partials, a speaking channel's newest partial is at most 1 s behind the speech at p95. Load generator and server share the cores.
+//! With partials, a speaking channel's newest text came in at most 1 s ago at p95. Load generator and server share the cores.
 
 mod support;
 
@@ -36,7 +36,7 @@ fn main() {
         },
         Question { name: "(b) finals only", listening: Listening { endpointing_ms: 400, partial_ms: None }, limit_ms: 1000.0, start: 100 },
     ];
-    if let Ok(file) = std::env::var("QUICKCOMM_PROFILE") {
+    if let Ok(file) = std::env::var("PROFILE_TO") {
         return runtime.block_on(profile(&file));
     }
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));

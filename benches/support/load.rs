@@ -101,7 +101,7 @@ pub struct Listening {
 pub struct Felt {
     /// From the send time of a turn's last voiced sample to its final.
     pub to_final: Vec<f64>,
-    /// How far the newest partial's text was behind the speech, looked at every 100 ms while a turn goes on.
+    /// Since the newest text of a speaking channel came in, looked at every 100 ms from one second into each turn.
     pub partial_age: Vec<f64>,
     pub turns: usize,
     pub missing: usize,
@@ -190,12 +190,8 @@ async fn call(http: &str, track: Track, listening: Listening, starts: Instant) -
         if listening.partial_ms.is_some() {
             let mut now = from + 1.0;
             while now < to {
-                let newest = partials
-                    .iter()
-                    .chain(&finals)
-                    .filter(|(arrived, end)| *arrived <= now && *end > from)
-                    .map(|(_, end)| *end)
-                    .fold(from, f64::max);
+                let newest =
+                    partials.iter().chain(&finals).map(|(arrived, _)| *arrived).filter(|arrived| *arrived <= now).fold(from, f64::max);
                 felt.partial_age.push(now - newest);
                 now += 0.1;
             }

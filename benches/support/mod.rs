@@ -88,7 +88,7 @@ pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(target).expect("the target folder is writable")
 }
 
-/// `QUICKCOMM_BENCH=quick` makes every bench short: to see that it runs, not to quote it.
+/// `BENCH=quick` makes every bench short: to see that it runs, not to quote it.
 pub fn quick() -> bool {
-    std::env::var("QUICKCOMM_BENCH").is_ok_and(|v| v == "quick")
+    std::env::var("BENCH").is_ok_and(|v| v == "quick")
 }

@@ -102,7 +102,7 @@ async fn what_is_wrong_is_said_before_and_during_a_stream() {
     let answer = reqwest::Client::new().post(format!("{}/v1/listen", server.http)).body(torn).send().await.unwrap();
     assert!(answer.status() == 200 || answer.status() == 400, "{}", answer.status());
 
-    // A vanished client keeps nobody from being heard, and its call does not stay live for ever.
+    // A server with a call under way is still ready, and an unknown parameter is refused.
     let call = demo_calls().into_iter().next().unwrap();
     let (_, mut events) = speak(&call, &server.http, None).await.unwrap();
     while let Some(event) = events.recv().await {

@@ -35,7 +35,7 @@ async fn a_demo_call_appears_grows_and_ends_as_the_record_has_it() {
     let call = demo_calls().into_iter().next().expect("calls are bundled");
     let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
     let mut arguments = vec![server.http.clone()];
-    arguments.extend(std::env::var("QUICKCOMM_SCREENSHOTS").ok());
+    arguments.extend(std::env::var("SCREENSHOTS_TO").ok());
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (seen, ()) = tokio::join!(browse("demo_call.mjs", &arguments), async { while events.recv().await.is_some() {} });
     assert_eq!(seen["conversation"], id.to_string());

@@ -27,7 +27,7 @@ pub struct EngineSettings {
     pub soft_cut_ms: u32,
     /// No utterance is longer, in ms. Default 12000, at most 20000: the model loses itself in long ones.
     pub hard_cut_ms: u32,
-    /// Longest time between two partials of a speaking channel under full load, in ms. Default 2000.
+    /// Longest time between two partials of a speaking channel under full load, in ms. Default 800: with its decoding still within a second.
     pub slowest_partial_ms: u32,
     /// A pause this long, in ms, starts recognition on the guess that the utterance is over. 0 waits for certainty. Default 80.
     pub speculate_after_ms: u32,
@@ -55,7 +55,7 @@ impl Default for EngineSettings {
             pre_roll_ms: 600,
             soft_cut_ms: 8000,
             hard_cut_ms: 12_000,
-            slowest_partial_ms: 2000,
+            slowest_partial_ms: 800,
             speculate_after_ms: 80,
             steal: true,
             coalesce: true,
