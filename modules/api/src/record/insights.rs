@@ -310,10 +310,7 @@ fn refresh_top(conn: &mut Conn, tenant: &TenantId, id: ConversationId, task: Tas
                 .optional()?,
         }
     });
-    let (label, score, tier) = match top {
-        Some(top) => top,
-        None => (None, None, None),
-    };
+    let (label, score, tier) = top.unwrap_or_default();
     let updated = (conversations::updated_at.eq(Utc::now().naive_utc()), conversations::version.eq(conversations::version + 1));
     on_conn!(conn, |c: B| {
         let target = diesel::update(conversations::table.find((tenant.as_str(), &id)));
