@@ -1,12 +1,12 @@
 //! Bad input: each gets a clear answer that says what was expected, and the server goes on.
 
-use crate::support::{ROOT, Server, demo_calls, models};
+use crate::{
+    calls::check_kept,
+    support::{ROOT, Server, demo_calls, eventually, models},
+};
 use bytes::{BufMut, BytesMut};
 use futures::{SinkExt, StreamExt};
-use quickcomm::{
-    cli::demo::speak,
-    client::{Call, Options, ServerMessage},
-};
+use quickcomm::client::{Call, Options};
 use std::{fs, path::Path, process::Command, time::Duration};
 use tokio_tungstenite::{
     connect_async,
@@ -92,29 +92,122 @@ async fn what_is_wrong_is_said_before_and_during_a_stream() {
         assert_eq!(closed_with(&server, messages).await, code, "{what}");
     }
 
-    // Deepgram's side of the house answers in Deepgram's form.
-    let answer = reqwest::Client::new().post(format!("{}/v1/listen", server.http)).body("this is no audio at all").send().await.unwrap();
+    // An unknown parameter of the record's side.
+    let answer = reqwest::get(format!("{}/v1/conversations?colour=red", server.http)).await.unwrap();
     assert_eq!(answer.status(), 400);
-    assert!(answer.headers().contains_key("dg-request-id"));
-    let body: serde_json::Value = answer.json().await.unwrap();
-    assert!(body["err_msg"].is_string() || body["message"].is_string(), "{body}");
-    let torn = fs::read(Path::new(ROOT).join("tests/fixtures/formats/truncated.wav")).unwrap();
-    let answer = reqwest::Client::new().post(format!("{}/v1/listen", server.http)).body(torn).send().await.unwrap();
-    assert!(answer.status() == 200 || answer.status() == 400, "{}", answer.status());
+    let problem = answer.text().await.unwrap();
+    assert!(problem.contains("colour"), "{problem}");
+}
 
-    // A server with a call under way is still ready, and an unknown parameter is refused.
-    let call = demo_calls().into_iter().next().unwrap();
-    let (_, mut events) = speak(&call, &server.http, None).await.unwrap();
-    while let Some(event) = events.recv().await {
-        if matches!(event.unwrap().message, ServerMessage::Final(_)) {
-            break;
-        }
+#[tokio::test(flavor = "multi_thread")]
+async fn a_posted_file_that_is_torn_gives_what_is_there_and_says_what_is_missing() {
+    if models().is_none() {
+        return;
     }
-    drop(events);
-    assert_eq!(reqwest::get(format!("{}/readyz", server.admin)).await.unwrap().status(), 200);
-    let (status, problem) =
-        (reqwest::get(format!("{}/v1/conversations?colour=red", server.http)).await.unwrap().status(), "unknown parameter");
-    assert_eq!(status, 400, "{problem}");
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let post = async |body: Vec<u8>| {
+        let answer = reqwest::Client::new().post(format!("{}/v1/listen", server.http)).body(body).send().await.unwrap();
+        assert!(answer.headers().contains_key("dg-request-id"));
+        (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let (status, refused) = post(b"this is no audio at all".to_vec()).await;
+    assert_eq!(status, 400, "{refused}");
+    assert!(refused["err_msg"].as_str().unwrap().contains("expected wav, flac, mp3"), "{refused}");
+
+    let torn = fs::read(Path::new(ROOT).join("tests/fixtures/formats/truncated.wav")).unwrap();
+    let (status, heard) = post(torn.clone()).await;
+    assert_eq!(status, 200, "{heard}");
+    let transcript = heard["results"]["channels"][0]["alternatives"][0]["transcript"].as_str().unwrap().to_lowercase();
+    assert!(transcript.contains("hold"), "{heard}");
+    let warning = &heard["metadata"]["warnings"][0];
+    let missing = format!("expected 48000 bytes of sound, found {}", torn.len() - 44);
+    assert!(warning["type"] == "truncated_audio" && warning["message"].as_str().unwrap().contains(&missing), "{warning}");
+
+    // Only the header arrived: there is nothing to hear.
+    let (status, refused) = post(torn[..44].to_vec()).await;
+    assert_eq!(status, 400, "{refused}");
+    assert!(refused["err_msg"].as_str().unwrap().contains("expected 48000 bytes, found 0"), "{refused}");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Vanishing {
+    /// The connection is gone, with no word of goodbye.
+    HangsUp,
+    /// The connection stands, and nobody is behind it.
+    FallsSilent,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_vanishes_is_heard_out_and_its_place_is_given_back() {
+    if models().is_none() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(
+        data.path(),
+        &[],
+        &[
+            ("QUICKCOMM_AUDIO__ENGINE__MAX_SESSIONS", "1"),
+            ("QUICKCOMM_AUDIO__INGEST__RESUME_WINDOW_MS", "3000"),
+            ("QUICKCOMM_AUDIO__INGEST__PING_MS", "400"), // not answered for a second: gone
+        ],
+    );
+    let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).unwrap();
+    let query = format!("encoding=mulaw&sample_rate={}", call.rate.hz());
+    let url = format!("{}/v1/stream?{query}", server.http.replace("http", "ws"));
+    // Up to the middle of a turn.
+    let cut_s = call.script.turns.iter().filter(|t| t.channel == 0).nth(2).map(|t| f64::midpoint(t.start_s, t.end_s)).unwrap();
+    let sent = &call.channels[0][..(cut_s * f64::from(call.rate.hz())) as usize];
+
+    for vanishing in [Vanishing::HangsUp, Vanishing::FallsSilent] {
+        let (mut socket, _) = connect_async(&url).await.unwrap();
+        for (n, samples) in sent.chunks(800).enumerate() {
+            let mut message = BytesMut::from(&[1, 0, 0, 0][..]);
+            message.put_u64_le(n as u64 * 800);
+            message.put_slice(samples);
+            socket.send(Message::binary(message.freeze())).await.unwrap();
+        }
+        let mut id = String::new();
+        while let Some(said) = socket.next().await {
+            let said: serde_json::Value = match said.unwrap() {
+                Message::Text(text) => serde_json::from_str(&text).unwrap(),
+                _ => continue,
+            };
+            match said["type"].as_str().unwrap() {
+                "welcome" => id = said["conversation"].as_str().unwrap().into(),
+                "final" => break,
+                _ => {}
+            }
+        }
+        let _open_but_unread = match vanishing {
+            Vanishing::HangsUp => {
+                drop(socket);
+                None
+            }
+            Vanishing::FallsSilent => Some(socket),
+        };
+
+        // The caller may come back: the call goes on, its place is taken, and the server does not mind.
+        assert_eq!(server.get(&format!("/v1/conversations/{id}")).await["state"], "live", "{vanishing:?}");
+        let (status, problem) = refused(&server, &query).await;
+        assert_eq!(status, 503, "{vanishing:?}: {problem}");
+        assert_eq!(reqwest::get(format!("{}/readyz", server.admin)).await.unwrap().status(), 200);
+
+        // It does not: what was heard is kept, to the middle of the last word.
+        let limit = Duration::from_secs(30);
+        eventually("the call is closed as abandoned", limit, async || {
+            (server.get(&format!("/v1/conversations/{id}")).await["state"] == "abandoned").then_some(())
+        })
+        .await;
+        check_kept(&server, &id, &call, 0, cut_s).await;
+        let duration_ms = server.get(&format!("/v1/conversations/{id}")).await["duration_ms"].as_f64().unwrap();
+        assert!((duration_ms / 1000.0 - cut_s).abs() < 0.1, "{vanishing:?}: {duration_ms} ms of {cut_s} s");
+        let next = eventually("the place is given back", limit, async || connect_async(&url).await.ok()).await;
+        let (mut next, _) = next;
+        next.send(Message::text(r#"{"type":"close"}"#)).await.unwrap();
+        while let Some(Ok(_)) = next.next().await {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +271,7 @@ async fn no_embedding_model_lowers_the_tier_and_says_so() {
     copy(&models, folder.path());
     fs::remove_dir_all(folder.path().join("minilm-l6-v2")).unwrap();
     let server = Server::start(data.path(), &[], &[("QUICKCOMM_MODELS", &folder.path().to_string_lossy())]);
-    let tiers = crate::support::eventually("the status tells the tiers", Duration::from_secs(10), async || {
+    let tiers = eventually("the status tells the tiers", Duration::from_secs(10), async || {
         let tiers = server.get("/v1/admin/status").await["tiers"].as_array()?.clone();
         (!tiers.is_empty()).then_some(tiers)
     })

@@ -45,6 +45,19 @@ pub async fn recorded_text(server: &Server, id: &str, channel: u64) -> String {
     spoken.iter().filter_map(|u| u["text"].as_str()).collect::<Vec<_>>().join(" ")
 }
 
+/// The turns of a channel that were over before `until_s` stand in the record of a call that was cut off.
+pub async fn check_kept(server: &Server, id: &str, call: &DemoCall, channel: u8, until_s: f64) {
+    let said: Vec<_> = call.script.turns.iter().filter(|t| t.channel == channel && t.end_s < until_s).collect();
+    let reference = said.iter().map(|t| t.text.as_str()).collect::<Vec<_>>().join(" ");
+    let last_ms = said.last().map_or(0.0, |t| t.end_s) * 1000.0 + 300.0;
+    let rows = all(server, &format!("/v1/conversations/{id}/utterances")).await;
+    let mut heard: Vec<_> = rows.iter().filter(|r| r["kind"] == "speech" && r["channel"] == u64::from(channel)).collect();
+    heard.sort_by_key(|r| r["start_ms"].as_u64());
+    let heard: Vec<&str> = heard.iter().filter(|r| r["start_ms"].as_f64().unwrap() < last_ms).filter_map(|r| r["text"].as_str()).collect();
+    let (errors, of) = words::errors(&reference, &heard.join(" "));
+    assert!(errors * 100 <= of * 8 + 100, "channel {channel}: {errors} errors in {of} words: {heard:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_demo_call_is_heard_understood_and_kept() {
     if models().is_none() {

@@ -1,5 +1,6 @@
 //! What Deepgram's SDKs parse. Fields that one of them cannot do without are always there.
 
+use crate::engine::decode::file::Truncated;
 use chrono::{DateTime, SecondsFormat, Utc};
 use contracts::{
     SamplePos, SampleRate,
@@ -91,12 +92,18 @@ pub(super) struct Summary {
 pub(super) struct Warning {
     parameter: &'static str,
     r#type: &'static str,
-    message: &'static str,
+    message: String,
 }
 
 impl Warning {
     pub(super) fn not_offered(parameter: &'static str) -> Self {
-        Self { parameter, r#type: "unsupported_model", message: "this server has no model for it; the answer does not contain it" }
+        let message = "this server has no model for it; the answer does not contain it".into();
+        Self { parameter, r#type: "unsupported_model", message }
+    }
+
+    pub(super) fn truncated(Truncated { expected, found }: Truncated) -> Self {
+        let message = format!("the file is cut short: expected {expected} bytes of sound, found {found}; the answer is what was there");
+        Self { parameter: "body", r#type: "truncated_audio", message }
     }
 }
 

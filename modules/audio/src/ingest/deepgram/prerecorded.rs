@@ -11,7 +11,7 @@ use super::{
 use crate::{
     engine::decode::{
         self,
-        file::{DecodeError, Limits, Reader},
+        file::{DecodeError, Limits, Reader, Truncated},
     },
     ingest::{
         Ingest, Shared,
@@ -118,6 +118,7 @@ async fn collect(request: &HttpRequest, mut body: web::Payload, most: usize, id:
 struct Format {
     rate: SampleRate,
     channels: usize,
+    truncated: Option<Truncated>,
 }
 
 /// One stretch of every channel, or the reason there are no more.
@@ -157,12 +158,13 @@ impl Upload {
             }
             tokio::task::spawn_blocking(move || headerless(&data, encoding, rate, channels, multichannel, &tx));
             let channels = if multichannel { channels } else { 1 };
-            return Ok((Format { rate, channels }, pieces));
+            return Ok((Format { rate, channels, truncated: None }, pieces));
         }
         let limits = Limits { max_seconds, max_channels: MOST_CHANNELS };
         let opened = tokio::task::spawn_blocking(move || Reader::open(Box::new(Cursor::new(data)), limits)).await;
         let reader = opened.map_err(|_| "the decoder gave up on it".to_owned())?.map_err(|error| error.to_string())?;
-        let format = Format { rate: reader.rate, channels: if multichannel { reader.channels } else { 1 } };
+        let channels = if multichannel { reader.channels } else { 1 };
+        let format = Format { rate: reader.rate, channels, truncated: reader.truncated };
         tokio::task::spawn_blocking(move || contained(reader, multichannel, &tx));
         Ok((format, pieces))
     }
@@ -215,7 +217,8 @@ impl Upload {
         let end = conversation.doors.iter().map(|door| door.standing().received).max().unwrap_or(SamplePos::ZERO);
         let mut summary = Summary::new(&metadata, self.sha256.clone(), self.created, thousandths(format.rate.ms_at(end)), format.channels);
         summary.tags = self.query.tags.clone();
-        summary.warnings = self.query.not_given.iter().map(|name| Warning::not_offered(name)).collect();
+        let not_offered = self.query.not_given.iter().map(|name| Warning::not_offered(name));
+        summary.warnings = format.truncated.map(Warning::truncated).into_iter().chain(not_offered).collect();
         let mut utterances: Vec<Utterance> = vec![];
         let channels = heard.iter().enumerate().map(|(n, finals)| {
             let turns = turns(finals);
