@@ -121,6 +121,9 @@ impl Reader {
             Some(Truncated { expected, found }) => DecodeError::Truncated { expected, found },
             None => otherwise,
         };
+        if source.is_seekable() {
+            source = with_whole_format(source)?;
+        }
         let stream = MediaSourceStream::new(source, Default::default());
         let demuxer = guarded(|| {
             let (format, meta) = (FormatOptions::default(), MetadataOptions::default());
@@ -257,6 +260,66 @@ fn data_chunk(source: &mut Box<dyn MediaSource>, length: u64) -> Option<(u64, u6
     None
 }
 
+/// Telephony writers leave out the length of the format's extension, two bytes that symphonia insists on for µ-law and A-law.
+fn with_whole_format(mut source: Box<dyn MediaSource>) -> Result<Box<dyn MediaSource>, DecodeError> {
+    let mut head = [0; SHORT_FORMAT];
+    let read = source.read_exact(&mut head);
+    source.seek(SeekFrom::Start(0))?;
+    let telephone = matches!(head[20..22], [6 | 7, 0]);
+    if read.is_err() || &head[..4] != b"RIFF" || &head[8..20] != b"WAVEfmt \x10\0\0\0" || !telephone {
+        return Ok(source);
+    }
+    head[16] += 2;
+    source.seek(SeekFrom::Start(SHORT_FORMAT as u64))?;
+    Ok(Box::new(Headed { head: [&head[..], &[0; 2]].concat(), replaces: SHORT_FORMAT as u64, at: 0, rest: source }))
+}
+
+/// Bytes of a wav file up to the end of a format chunk of 16 bytes.
+const SHORT_FORMAT: usize = 36;
+
+/// A source that begins otherwise: `head` stands for the first `replaces` bytes.
+struct Headed {
+    head: Vec<u8>,
+    replaces: u64,
+    at: u64,
+    rest: Box<dyn MediaSource>,
+}
+
+impl Read for Headed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = match self.head.get(self.at as usize..) {
+            Some(mut head @ [_, ..]) => head.read(buffer)?,
+            _ => self.rest.read(buffer)?,
+        };
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Headed {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let longer = self.head.len() as u64 - self.replaces;
+        let to = match to {
+            SeekFrom::Start(to) => to,
+            SeekFrom::Current(by) => self.at.saturating_add_signed(by),
+            SeekFrom::End(by) => (self.rest.seek(SeekFrom::End(0))? + longer).saturating_add_signed(by),
+        };
+        self.rest.seek(SeekFrom::Start(to.saturating_sub(longer).max(self.replaces)))?;
+        self.at = to;
+        Ok(to)
+    }
+}
+
+impl MediaSource for Headed {
+    fn is_seekable(&self) -> bool {
+        self.rest.is_seekable()
+    }
+
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.rest.byte_len()? + self.head.len() as u64 - self.replaces)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,6 +367,42 @@ mod tests {
         assert!((deep.channels[0][299] - 0.5).abs() < 1e-6);
         let floats: Vec<u8> = [0.25f32, f32::NAN, 9.0].iter().flat_map(|f| f.to_le_bytes()).collect();
         assert_eq!(decode(wav(3, 32, 1, 44_100, &floats, 12)).unwrap().channels[0], [0.25, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn telephone_codes_without_the_length_of_their_extension() {
+        for tag in [6, 7] {
+            let sound: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8).collect();
+            let whole = wav(tag, 8, 1, 8000, &sound, 20_000);
+            let mut short = [&whole[..36], &whole[38..]].concat();
+            short[16] = 16;
+            let short = Bytes::from(short);
+            let decoded = decode(short.clone()).unwrap();
+            assert_eq!(decoded.channels, decode(whole).unwrap().channels);
+            assert_eq!(decoded.truncated, None);
+            let cut = decode(short.slice(..short.len() - 500)).unwrap();
+            assert_eq!((cut.channels[0].len(), cut.truncated), (19_500, Some(Truncated { expected: 20_000, found: 19_500 })));
+            assert!(decode(short.slice(..36)).is_err());
+        }
+    }
+
+    #[test]
+    fn another_beginning_reads_and_seeks_as_one_file() {
+        let rest = Box::new(Cursor::new(b"abcdef".to_vec()));
+        let mut source = Headed { head: b"ABCDE".to_vec(), replaces: 3, at: 0, rest };
+        for (to, is_at, says) in [
+            (SeekFrom::Start(0), 0, "ABCDEdef"),
+            (SeekFrom::Start(4), 4, "Edef"),
+            (SeekFrom::End(-2), 6, "ef"),
+            (SeekFrom::Current(-3), 5, "def"),
+            (SeekFrom::Start(7), 7, "f"),
+        ] {
+            assert_eq!(source.seek(to).unwrap(), is_at);
+            let mut text = String::new();
+            source.read_to_string(&mut text).unwrap();
+            assert_eq!(text, says);
+        }
+        assert_eq!(source.byte_len(), Some(8));
     }
 
     #[test]
