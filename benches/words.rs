@@ -6,6 +6,9 @@
 //! one way or the other, and more hearings average that out. `--partials` has partials drafted along the way.
 //! Human recordings: `../shared/data/speech` or `$QUICKCOMM_SPEECH`; skipped, loudly, when absent.
 
+#[path = "../tests/it/support/words.rs"]
+mod words;
+
 use audio::engine::{
     Engine, EngineSettings,
     decode::file::{self, Limits},
@@ -25,20 +28,24 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use words::{errors, normal};
 
 struct Recording {
     set: &'static str,
     name: String,
     rate: SampleRate,
     samples: Vec<f32>,
-    reference: Vec<String>,
+    reference: String,
+    /// Words of the reference.
+    words: usize,
 }
 
 impl Recording {
     /// The same, louder or softer.
     fn at(&self, level: f32) -> Self {
         let samples = self.samples.iter().map(|s| s * level).collect();
-        Self { set: self.set, name: format!("{} x{level}", self.name), rate: self.rate, samples, reference: self.reference.clone() }
+        let name = format!("{} x{level}", self.name);
+        Self { set: self.set, name, rate: self.rate, samples, reference: self.reference.clone(), words: self.words }
     }
 }
 
@@ -71,16 +78,16 @@ fn main() {
     sets.push("all");
     for set in sets {
         let chosen: Vec<usize> = (0..recordings.len()).filter(|i| set == "all" || recordings[*i].set == set).collect();
-        let words: usize = chosen.iter().map(|i| recordings[*i].reference.len()).sum();
+        let words: usize = chosen.iter().map(|i| recordings[*i].words).sum();
         let errors: Vec<Vec<usize>> = columns
             .iter()
-            .map(|(_, heard)| chosen.iter().map(|i| distance(&recordings[*i].reference, &normal(&heard[*i]))).collect())
+            .map(|(_, heard)| chosen.iter().map(|i| words::errors(&recordings[*i].reference, &heard[*i]).0).collect())
             .collect();
         println!("\n{set}: {} recordings, {words} reference words", chosen.len());
         for ((name, _), column) in columns.iter().zip(&errors) {
             let sum: usize = column.iter().sum();
             print!("  {name:<14} {sum:>4} errors ({:.2} %)", 100.0 * sum as f64 / words as f64);
-            let (low, high) = bootstrap(&chosen.iter().map(|i| recordings[*i].reference.len()).collect::<Vec<_>>(), column, &errors[0]);
+            let (low, high) = bootstrap(&chosen.iter().map(|i| recordings[*i].words).collect::<Vec<_>>(), column, &errors[0]);
             let difference = 100.0 * (sum as f64 - errors[0].iter().sum::<usize>() as f64) / words as f64;
             println!("   minus whole {difference:+.2} %, 95 % between {low:+.2} and {high:+.2}");
         }
@@ -88,7 +95,7 @@ fn main() {
             for (k, i) in chosen.iter().enumerate() {
                 if errors.iter().any(|column| column[k] != errors[0][k]) {
                     println!("  {}: {:?}", recordings[*i].name, errors.iter().map(|c| c[k]).collect::<Vec<_>>());
-                    println!("    reference: {}", recordings[*i].reference.join(" "));
+                    println!("    reference: {}", recordings[*i].reference);
                     for (name, heard) in &columns {
                         println!("    {name}: {}", heard[*i]);
                     }
@@ -130,7 +137,8 @@ fn speech(root: &Path) -> Vec<Recording> {
                 name: name.into(),
                 rate: decoded.rate,
                 samples: decoded.channels[0].clone(),
-                reference: normal(reference),
+                reference: reference.into(),
+                words: normal(reference).len(),
             })
         })
         .collect()
@@ -153,7 +161,8 @@ fn calls(root: &Path) -> Vec<Recording> {
                 name: format!("{} {channel}", call["name"].as_str().unwrap_or_default()),
                 rate: decoded.rate,
                 samples,
-                reference: normal(&reference),
+                words: normal(&reference).len(),
+                reference,
             });
         }
     }
@@ -255,102 +264,6 @@ fn pieces(vad: &mut Vad, pcm: &[f32]) -> Vec<std::ops::Range<usize>> {
     }
     cuts.push(pcm.len());
     cuts.windows(2).map(|w| w[0]..w[1]).filter(|r| speech[r.start / FRAME..(r.end / FRAME).min(speech.len())].iter().any(|s| *s)).collect()
-}
-
-/// Lower case, no punctuation, numbers as words.
-fn normal(text: &str) -> Vec<String> {
-    let mut words = vec![];
-    for word in text.to_lowercase().replace(['-', '—', '|', '/'], " ").split_whitespace() {
-        let dollars = word.starts_with('$');
-        let bare: String = word.chars().filter(|c| c.is_alphanumeric() || *c == '\'').collect();
-        let bare = bare.trim_matches('\'');
-        let digits: String = bare.chars().take_while(char::is_ascii_digit).collect();
-        match digits.parse::<u64>() {
-            Ok(number) if number < 10_000 => {
-                words.extend(spoken(number));
-                let rest = &bare[digits.len()..];
-                if !rest.is_empty() {
-                    words.push(rest.into());
-                }
-            }
-            _ if bare.is_empty() => {}
-            _ => words.push(bare.into()),
-        }
-        if dollars {
-            words.push("dollars".into());
-        }
-        if word.contains('%') {
-            words.push("percent".into());
-        }
-    }
-    words
-}
-
-fn spoken(number: u64) -> Vec<String> {
-    const SMALL: [&str; 20] = [
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-    ];
-    const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
-    match number {
-        0..20 => vec![SMALL[number as usize].into()],
-        20..100 => {
-            let mut words = vec![TENS[number as usize / 10].into()];
-            if !number.is_multiple_of(10) {
-                words.extend(spoken(number % 10));
-            }
-            words
-        }
-        100..1000 => {
-            let mut words = spoken(number / 100);
-            words.push("hundred".into());
-            if !number.is_multiple_of(100) {
-                words.extend(spoken(number % 100));
-            }
-            words
-        }
-        _ => {
-            let mut words = spoken(number / 1000);
-            words.push("thousand".into());
-            if !number.is_multiple_of(1000) {
-                words.extend(spoken(number % 1000));
-            }
-            words
-        }
-    }
-}
-
-/// Substitutions, deletions and insertions.
-fn distance(reference: &[String], heard: &[String]) -> usize {
-    let mut row: Vec<usize> = (0..=heard.len()).collect();
-    for (i, expected) in reference.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, word) in heard.iter().enumerate() {
-            let substituted = diagonal + usize::from(word != expected);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[heard.len()]
 }
 
 /// Where 95 of 100 resamplings of the recordings put the difference, in percent.

@@ -1,11 +1,7 @@
 //! Seeing it run: health, metrics with buckets, one trace id from socket to row.
 
-use crate::support::{ROOT, Server, demo_calls, models};
+use crate::support::{Server, demo_calls, models};
 use quickcomm::{cli::demo::speak, client::ServerMessage};
-use std::{
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
-};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_tell_what_a_speaker_feels() {
@@ -48,35 +44,20 @@ async fn one_trace_id_leads_from_socket_to_row_and_no_word_is_logged() {
         return;
     }
     let data = tempfile::tempdir().unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
-        .args(["serve", "--json", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"])
-        .arg(data.path())
-        .env("QUICKCOMM_LOG__FORMAT", "json")
-        .current_dir(ROOT)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let addresses: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let url = format!("http://{}", addresses["http"].as_str().unwrap());
-    let stderr = child.stderr.take().unwrap();
-    let log = std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>());
+    let env = [("QUICKCOMM_LOG__FORMAT", "json"), ("QUICKCOMM_LOG__FILTER", "info")];
+    let server = Server::start(data.path(), &[], &env);
 
     let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).unwrap();
-    let (id, mut events) = speak(&call, &url, None).await.unwrap();
+    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
     let mut said = vec![];
     while let Some(event) = events.recv().await {
         if let ServerMessage::Final(heard) = event.unwrap().message {
             said.push(heard.text);
         }
     }
-    let rows: serde_json::Value =
-        reqwest::get(format!("{url}/v1/conversations/{id}/utterances?limit=200")).await.unwrap().json().await.unwrap();
-    Command::new("kill").arg(child.id().to_string()).status().unwrap();
-    child.wait().unwrap();
-    let log = log.join().unwrap();
+    let rows = server.get(&format!("/v1/conversations/{id}/utterances?limit=200")).await;
+    let log = server.stop_and_read_log();
+    let log: Vec<&str> = log.lines().collect();
 
     for row in rows["data"].as_array().unwrap() {
         let trace = row["trace_id"].as_str().unwrap();

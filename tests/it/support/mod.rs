@@ -39,6 +39,8 @@ pub struct Server {
     pub data: PathBuf,
     options: Vec<String>,
     env: Vec<(String, String)>,
+    /// What it said on stderr, once it has gone.
+    log: mpsc::Receiver<String>,
 }
 
 impl Server {
@@ -77,6 +79,13 @@ impl Server {
             std::thread::park_timeout(Duration::from_millis(20));
         }
         false
+    }
+
+    /// SIGTERM, then all that it has logged.
+    pub fn stop_and_read_log(mut self) -> String {
+        let log = std::mem::replace(&mut self.log, mpsc::channel().1);
+        assert!(self.stop(), "SIGTERM did not end in exit code 0");
+        log.recv_timeout(Duration::from_secs(5)).expect("the log ends with the process")
     }
 
     pub fn pid(&self) -> u32 {
@@ -151,6 +160,7 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
         data: data.to_owned(),
         options,
         env,
+        log,
     })
 }
 
