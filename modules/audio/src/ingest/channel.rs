@@ -88,6 +88,30 @@ impl Door {
     }
 }
 
+/// What a socket has received and could not hand over yet. It is not read meanwhile, so the caller's sending stops.
+#[derive(Default)]
+pub(super) struct Waiting(VecDeque<(usize, Input)>);
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn push(&mut self, channel: usize, input: Input) {
+        self.0.push_back((channel, input));
+    }
+
+    /// Hands the first one over as soon as its channel has room; for ever when nothing waits. Cancel-safe.
+    pub(super) async fn hand_over(&mut self, doors: &[Door]) {
+        let Some((channel, _)) = self.0.front() else { return std::future::pending().await };
+        let permit = doors[*channel].input.reserve().await;
+        let first = self.0.pop_front();
+        if let (Ok(permit), Some((_, input))) = (permit, first) {
+            permit.send(input);
+        } // else the channel has ended, and an event tells why
+    }
+}
+
 /// How a channel ends.
 #[derive(Debug)]
 pub(super) enum End {

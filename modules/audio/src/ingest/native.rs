@@ -6,7 +6,7 @@
 use super::{
     Ingest, Shared,
     audience::{Event, Final, Partial, Unseated},
-    channel::Input,
+    channel::{Input, Waiting},
     metrics as names,
     refusal::{Refusal, pairs, same_site, trace_of},
     session::{Begin, Conversation, Opening, Presence, Source},
@@ -24,7 +24,7 @@ use metrics::counter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -397,35 +397,22 @@ impl Relay {
         let ping = self.shared.settings.ping();
         let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + ping, ping);
         let mut alive = Instant::now();
-        // What could not be handed over yet; the socket is not read meanwhile, so the caller's sending stops.
-        let mut waiting: VecDeque<(usize, Input)> = VecDeque::new();
+        let mut waiting = Waiting::default();
         let mut closing = false;
         loop {
-            let room = async {
-                match waiting.front() {
-                    Some((channel, _)) => conversation.doors[*channel].input.reserve().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                permit = room => {
-                    let (_, input) = waiting.pop_front().expect("room is only looked for when something waits");
-                    alive = Instant::now();
-                    if let Ok(permit) = permit {
-                        permit.send(input);
-                    } // else the channel has ended, and an event tells why
-                }
+                () = waiting.hand_over(&conversation.doors) => alive = Instant::now(),
                 incoming = reader.next(&mut self.writer), if waiting.is_empty() => {
                     alive = Instant::now();
                     match incoming {
                         Some(Incoming::Binary(message)) if !closing => match frame(message, conversation.doors.len()) {
-                            Ok((channel, pos, data)) => waiting.push_back((channel, Input::Audio { pos: Some(pos), data })),
+                            Ok((channel, pos, data)) => waiting.push(channel, Input::Audio { pos: Some(pos), data }),
                             Err(reason) => return self.refuse(socket::BAD_FRAME, "bad_frame", reason).await,
                         },
                         Some(Incoming::Text(message)) if !closing => match serde_json::from_str(&message) {
                             Ok(Said::Finalize { token }) => {
                                 let token = self.flushes.ask(token, conversation.doors.len());
-                                waiting.extend((0..conversation.doors.len()).map(|n| (n, Input::Finalize { token })));
+                                (0..conversation.doors.len()).for_each(|n| waiting.push(n, Input::Finalize { token }));
                             }
                             Ok(Said::Close) => {
                                 closing = true;

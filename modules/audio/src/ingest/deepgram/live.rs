@@ -14,7 +14,7 @@ use super::{
 use crate::ingest::{
     Ingest, Shared,
     audience::{Event, Unseated},
-    channel::Input,
+    channel::{Input, Waiting},
     refusal::{same_site, trace_of},
     session::{Begin, Conversation, Opening, Presence, Source},
     socket::{self, Gone, Incoming, Reader, Writer},
@@ -30,7 +30,6 @@ use contracts::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -257,8 +256,7 @@ impl Relay {
     async fn relay(&mut self, reader: &mut Reader, hearing: &mut Hearing, first: Bytes) -> Result<Farewell, Gone> {
         let conversation = hearing.presence.conversation.clone();
         let channels = conversation.doors.len();
-        // What could not be handed over yet; the socket is not read meanwhile, so the caller's sending stops.
-        let mut waiting: VecDeque<(usize, Input)> = VecDeque::new();
+        let mut waiting = Waiting::default();
         let mut token = 0;
         let mut last_sign = Instant::now();
         let mut look = tokio::time::interval(LOOK);
@@ -270,20 +268,8 @@ impl Relay {
         let mut out = vec![];
         self.queue(hearing, first, &mut waiting);
         loop {
-            let room = async {
-                match waiting.front() {
-                    Some((channel, _)) => conversation.doors[*channel].input.reserve().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                permit = room => {
-                    let (_, input) = waiting.pop_front().expect("room is only looked for when something waits");
-                    last_sign = Instant::now();
-                    if let Ok(permit) = permit {
-                        permit.send(input);
-                    } // else the channel has ended, and an event tells why
-                }
+                () = waiting.hand_over(&conversation.doors) => last_sign = Instant::now(),
                 incoming = reader.next(&mut self.writer), if readable && waiting.is_empty() => match incoming {
                     Some(Incoming::Lost) => return Err(Gone),
                     Some(Incoming::Close(code)) => {
@@ -315,7 +301,7 @@ impl Relay {
                                 token += 1;
                                 for n in (0..channels).filter(|n| channel.is_none_or(|only| only == *n)) {
                                     hearing.windows.finalize(n);
-                                    waiting.push_back((n, Input::Finalize { token }));
+                                    waiting.push(n, Input::Finalize { token });
                                 }
                             }
                             Ok(Said::CloseStream) => {
@@ -359,9 +345,11 @@ impl Relay {
         }
     }
 
-    fn queue(&self, hearing: &mut Hearing, data: Bytes, waiting: &mut VecDeque<(usize, Input)>) {
+    fn queue(&self, hearing: &mut Hearing, data: Bytes, waiting: &mut Waiting) {
         let parts = hearing.intake.take(data).into_iter().enumerate();
-        waiting.extend(parts.filter(|(_, data)| !data.is_empty()).map(|(n, data)| (n, Input::Audio { pos: None, data })));
+        for (n, data) in parts.filter(|(_, data)| !data.is_empty()) {
+            waiting.push(n, Input::Audio { pos: None, data });
+        }
     }
 
     /// The last message of a stream.
