@@ -8,7 +8,7 @@
 use super::{
     conversations::{id_of, tier_of, unknown},
     rows::{EvidenceRow, InsightRow, LabelRow, ProvenanceRow},
-    schema::{analysis_runs, channels, conversations, insights, outbox, segments},
+    schema::{analysis_runs, channels, conversations, heard_segments, insights, outbox, segments},
     store::{Conn, StoreError, on_conn},
     writer::Effects,
 };
@@ -202,13 +202,7 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
         return Ok(Recorded::Known);
     }
     let place: Option<(String, i64)> = on_conn!(conn, |c: B| {
-        segments::table
-            .inner_join(
-                channels::table.on(channels::tenant_id
-                    .eq(segments::tenant_id)
-                    .and(channels::conversation_id.eq(segments::conversation_id))
-                    .and(channels::channel.eq(segments::channel))),
-            )
+        heard_segments!()
             .filter(segments::tenant_id.eq(tenant))
             .filter(segments::utterance_id.eq(&utterance_id))
             .select((channels::role, segments::start_ms))

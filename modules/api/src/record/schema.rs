@@ -138,3 +138,16 @@ table! {
 }
 
 allow_tables_to_appear_in_same_query!(conversations, conversation_tags, channels, segments, insights, outbox);
+
+/// Segments with the channel they were heard on; a macro, because the type of a joined query has no name.
+macro_rules! heard_segments {
+    () => {
+        segments::table.inner_join(
+            channels::table.on(channels::tenant_id
+                .eq(segments::tenant_id)
+                .and(channels::conversation_id.eq(segments::conversation_id))
+                .and(channels::channel.eq(segments::channel))),
+        )
+    };
+}
+pub(super) use heard_segments;

@@ -7,7 +7,7 @@ use super::{
     conversations::{id_of, role_of, state_of},
     cursor::{Cut, Key, foreign},
     rows::{HitConversation, HitUtterance, SearchHit, SnippetPart},
-    schema::{channels, conversations, segments},
+    schema::{channels, conversations, heard_segments, segments},
     store::{Conn, StoreError, on_conn},
 };
 use chrono::NaiveDateTime;
@@ -79,13 +79,7 @@ pub(super) fn page(
     }
     let mut found: Vec<Found> = on_conn!(conn, |c: B| {
         let asked = <B as Dialect>::words(words);
-        let mut query = segments::table
-            .inner_join(
-                channels::table.on(channels::tenant_id
-                    .eq(segments::tenant_id)
-                    .and(channels::conversation_id.eq(segments::conversation_id))
-                    .and(channels::channel.eq(segments::channel))),
-            )
+        let mut query = heard_segments!()
             .inner_join(conv::table.on(conv::tenant_id.eq(segments::tenant_id).and(conv::id.eq(segments::conversation_id))))
             .filter(segments::tenant_id.eq(tenant.as_str()))
             .filter(sql::<Bool>(<B as Dialect>::MATCH.0).bind::<Text, _>(asked.clone()).sql(<B as Dialect>::MATCH.1))

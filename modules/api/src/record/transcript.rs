@@ -5,7 +5,7 @@ use super::{
     conversations::{id_of, role_of},
     cursor::{Cut, Key, foreign},
     rows::{UtteranceKind, UtteranceRow, WordRow},
-    schema::{channels, segments},
+    schema::{channels, heard_segments, segments},
     store::{Conn, StoreError, on_conn},
 };
 use contracts::{
@@ -95,14 +95,7 @@ type Place = (i64, i64, i64);
 /// Segments with their speaker's role; a macro, because the type of a joined query has no name.
 macro_rules! with_role {
     () => {
-        segments::table
-            .inner_join(
-                channels::table.on(channels::tenant_id
-                    .eq(segments::tenant_id)
-                    .and(channels::conversation_id.eq(segments::conversation_id))
-                    .and(channels::channel.eq(segments::channel))),
-            )
-            .select((SegmentEntry::as_select(), channels::role))
+        heard_segments!().select((SegmentEntry::as_select(), channels::role))
     };
 }
 
