@@ -6,9 +6,9 @@ use super::{
     topic::{RESUME_EVENTS, Reader},
     wire::TopicName,
 };
-use crate::{Settings, rest::world::World};
+use crate::{Settings, record::Change, rest::world::World};
 use actix_web::{App, HttpServer};
-use contracts::{ConversationId, UtteranceId, inference::Task, signal::LiveBody};
+use contracts::{CallError, ConversationId, TenantId, UtteranceId, inference::Task, signal::LiveBody, testing::Behavior};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -330,6 +330,59 @@ async fn talk_metrics_follow_at_most_once_a_second() {
     let told = as_told(&world.record.metrics(&world.tenant, id).await.unwrap());
     assert_eq!(ticks[2]["data"], told);
     assert!(ticks[2]["seq"].is_null());
+}
+
+#[actix_web::test]
+async fn a_feed_that_fell_behind_the_record_starts_over_with_nothing_missing() {
+    let world = World::new().await;
+    let id = world.open("Billing").await;
+    let reader = Inside::new(&world);
+    reader.subscribe(&world, TopicName::Conversation(id), None);
+    let mut mirror = Mirror::default();
+    mirror.take(&reader.until("snapshot").await);
+    let mut changes = world.record.subscribe();
+    world.say(id, 0, "hello").await;
+    mirror.take(&reader.until("utterance.final").await);
+    let before = mirror.seq;
+
+    // Changes of somebody else's: they only push ours out.
+    let foreign = Change { tenant: TenantId::new("stranger"), ..(*changes.recv().await.unwrap()).clone() };
+    let missed = world.say(id, 1, "missed by the feed").await;
+    while changes.recv().await.unwrap().conversation != id {}
+    world.record.flood(&Arc::new(foreign));
+    let snapshot = reader.until("snapshot").await;
+    mirror.take(&snapshot);
+    assert!(snapshot["seq"].as_u64().unwrap() > before);
+    assert!(mirror.utterances.contains_key(&missed.to_string()), "{:?}", mirror.utterances);
+    let next = world.say(id, 0, "and on").await;
+    mirror.take(&reader.until("utterance.final").await);
+    assert!(mirror.utterances.len() == 3 && mirror.utterances.contains_key(&next.to_string()));
+    assert_eq!(mirror.repeated, 0);
+
+    let back = Inside::new(&world);
+    back.subscribe(&world, TopicName::Conversation(id), Some((before, &back.hub.epoch)));
+    assert_eq!(back.next().await["data"]["resumed"], false, "what came before is not certain any more");
+}
+
+#[actix_web::test]
+async fn another_tier_is_told_to_everyone_at_the_wall() {
+    let world = World::new().await;
+    world.open("Billing").await;
+    let reader = Inside::new(&world);
+    reader.subscribe(&world, TopicName::Wall, None);
+    reader.until("snapshot").await;
+    while world.status.report().tiers.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.inference.behave(Behavior::Fail(CallError::unavailable("gone for lunch")));
+    for task in Task::ALL {
+        let told = reader.until("tier.changed").await;
+        assert_eq!((told["data"]["task"].as_str(), told["data"]["tier"].as_str()), (Some(task.name()), Some("pending")));
+        assert!(told["data"]["degraded"].as_str().unwrap().contains("gone for lunch"), "{told}");
+        assert!(told["seq"].is_u64(), "who comes back is told too");
+    }
+    world.inference.behave(Behavior::Answer);
+    assert_eq!(reader.until("tier.changed").await["data"]["tier"], "rules");
 }
 
 #[actix_web::test]

@@ -76,6 +76,8 @@ pub struct ConversationFilter {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SearchFilter {
     pub role: Option<Role>,
+    /// The conversation is in this state.
+    pub state: Option<ConversationState>,
     /// The conversation started at or after.
     pub from: Option<DateTime<Utc>>,
     /// The conversation started before.
@@ -193,6 +195,14 @@ impl Record {
     /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
         self.changes.subscribe()
+    }
+
+    /// More changes at once than any reader keeps up with, all like this one.
+    #[cfg(test)]
+    pub(crate) fn flood(&self, change: &Arc<Change>) {
+        for _ in 0..5000 {
+            let _ = self.changes.send(change.clone());
+        }
     }
 
     /// Reads made after this contain every change with an id up to it; a change with a higher id may or may not be in them.

@@ -95,6 +95,9 @@ pub(super) fn page(
         if let Some(role) = filter.role {
             query = query.filter(channels::role.eq(role.name()));
         }
+        if let Some(state) = filter.state {
+            query = query.filter(conv::state.eq(state.name()));
+        }
         if let Some(from) = filter.from {
             query = query.filter(conv::started_at.ge(from.naive_utc()));
         }

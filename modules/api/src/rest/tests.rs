@@ -91,6 +91,7 @@ async fn every_error_is_a_problem_that_says_what_was_expected() {
         ("/v1/search".to_owned(), 400, "invalid_parameter", "q is missing"),
         ("/v1/search?q=%20".to_owned(), 400, "invalid_parameter", "q is missing"),
         (format!("/v1/search?q={}", "a".repeat(600)), 400, "invalid_parameter", "longer than 512"),
+        ("/v1/search?q=a&state=open".to_owned(), 400, "invalid_parameter", "expected live, complete, abandoned"),
         ("/v1/search?q=a&role=boss".to_owned(), 400, "invalid_parameter", "expected agent, customer, unknown"),
         ("/docs/no.js".to_owned(), 404, "not_found", "Swagger UI"),
     ] {
@@ -213,7 +214,9 @@ async fn what_was_said_and_meant_is_read_back() {
 
     let (_, talk) = json(&app, &format!("/v1/conversations/{id}/metrics")).await;
     assert_eq!(talk["channels"][1]["words"], 4);
-    let (_, found) = json(&app, "/v1/search?q=charged%20twi&role=customer").await;
+    let (_, none) = json(&app, "/v1/search?q=charged&state=complete").await;
+    assert_eq!(none["data"], serde_json::json!([]), "the call is live");
+    let (_, found) = json(&app, "/v1/search?q=charged%20twi&role=customer&state=live").await;
     assert_eq!(found["data"][0]["utterance"]["id"], utterance.to_string(), "{found}");
     assert!(found["data"][0]["snippet"].as_array().unwrap().iter().any(|part| part["hit"] == true));
 }

@@ -138,6 +138,8 @@ async fn search_finds_words_beginnings_and_forms_and_marks_them() {
     assert_eq!(find("ref the", all()).await, [""; 0], "only the last one");
     assert_eq!(find("charge", SearchFilter { role: Some(Role::Customer), ..all() }).await, [twice]);
     assert_eq!(find("charge", SearchFilter { to: Some(Utc::now() - chrono::Duration::hours(1)), ..all() }).await, [""; 0]);
+    assert_eq!(find("charge", SearchFilter { state: Some(ConversationState::Live), ..all() }).await, [refund, twice]);
+    assert_eq!(find("charge", SearchFilter { state: Some(ConversationState::Complete), ..all() }).await, [""; 0]);
     for odd in ["\"", "refund\" OR \"x", "a* NEAR(b", "text:refund", "(", "refund -today", "-- ;", "\u{0}refund"] {
         record.search(&tenant(), odd, &all(), &Cut::default()).await.unwrap_or_else(|e| panic!("{odd:?}: {e}"));
     }
