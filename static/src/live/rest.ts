@@ -24,10 +24,12 @@ async function ask<T>(path: string, params: Record<string, string | undefined> =
     throw new Refusal(0, 'the server cannot be reached');
   }
   const body: unknown = await response.json().catch(() => null);
+  signal?.throwIfAborted(); // a body cut off by us is no answer
   if (!response.ok) {
     const problem = (body ?? {}) as { title?: string; detail?: string };
     throw new Refusal(response.status, problem.detail ?? problem.title ?? response.statusText);
   }
+  if (body === null) throw new Refusal(response.status, 'the answer was cut short');
   return body as T;
 }
 
@@ -51,7 +53,7 @@ export const metrics = (id: string, signal?: AbortSignal) => ask<TalkMetrics>(`$
 export const summary = (id: string, signal?: AbortSignal) =>
   ask<{ items: SummaryItem[] }>(`${at(id)}/summary`, {}, signal).then((answer) => answer.items);
 export const status = (signal?: AbortSignal) => ask<ServerStatus>('/v1/admin/status', {}, signal);
-export const search = (query: { q: string; role?: string; from?: string; to?: string }, cursor?: string, signal?: AbortSignal) =>
+export const search = (query: { q: string; role?: string; state?: string; from?: string; to?: string }, cursor?: string, signal?: AbortSignal) =>
   ask<Page<SearchHit>>('/v1/search', { ...query, cursor, limit: '50' }, signal);
 
 /** All utterances of a conversation, page by page, up to `most`. */

@@ -71,7 +71,7 @@ export const en = {
     title: 'Wall',
     liveCalls: (n: number) => count(n, 'live call', 'live calls'),
     shown: (shown: number, of: number) => `${number.format(shown)} of ${number.format(of)} shown`,
-    marked: (n: number) => `${number.format(n)} need a look`,
+    marked: (n: number) => count(n, 'needs a look', 'need a look'),
     filter: 'Filter calls',
     filterHint: 'Title, words, intent, tag',
     order: 'Sort by',

@@ -23,7 +23,9 @@ export function StatusBar() {
           <span class="muted">{m.footer.feed}</span> <span class="number">{m.seconds(inSeconds(feedDelayMs.value))}</span>
         </span>
       )}
-      {known?.tiers.map((tier) => <TaskTier key={tier.task} tier={tier} />)}
+      {alike(known?.tiers ?? []).map((tiers) => (
+        <Tier key={tiers[0]?.task} tiers={tiers} />
+      ))}
       {failing.map((one) => (
         <span key={one.name} class="item warn" title={one.detail ?? ''}>
           <Icon name="warning" /> {m.footer.failing(one.name)}
@@ -38,11 +40,22 @@ export function StatusBar() {
   );
 }
 
-function TaskTier({ tier }: { tier: TierStatus }) {
-  const task = m.task[tier.task] ?? tier.task;
+/** Tasks that the same tier answers for the same reason, together. */
+function alike(tiers: TierStatus[]): TierStatus[][] {
+  const groups = new Map<string, TierStatus[]>();
+  for (const tier of tiers) {
+    const key = `${tier.tier} ${tier.degraded ?? ''}`;
+    groups.set(key, [...(groups.get(key) ?? []), tier]);
+  }
+  return [...groups.values()];
+}
+
+function Tier({ tiers }: { tiers: TierStatus[] }) {
+  const [tier] = tiers;
+  if (!tier) return null;
   return (
     <span class="item">
-      <span class="muted">{task}</span> <TierBadge tier={tier.tier} title={tier.degraded ?? m.tierHelp[tier.tier]} />
+      <span class="muted">{tiers.map((one) => m.task[one.task] ?? one.task).join(', ')}</span> <TierBadge tier={tier.tier} title={tier.degraded ?? m.tierHelp[tier.tier]} />
       {tier.degraded && (
         <span class="warn why" title={tier.degraded}>
           <Icon name="warning" /> {tier.degraded}

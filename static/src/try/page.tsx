@@ -64,7 +64,7 @@ export function TryPage() {
         </div>
       )}
       {idle ? <Start wishes={wishes} again={phase.is !== 'idle'} over={over.value} onSpeak={() => start((fresh) => fresh.speak(wishes.value))} onFile={play} /> : null}
-      {current.source.value && <Console trial={current} />}
+      {current.source.value && (!idle || current.conversation.value) && <Console trial={current} />}
       {!idle && !current.source.value && <p class="empty muted">{phase.is === 'asking' ? m.try.asking : m.try.opening}</p>}
       {current.conversation.value && <Watch key={current.conversation.value} id={current.conversation.value} />}
     </div>
@@ -175,9 +175,11 @@ function Console({ trial }: { trial: Trial }) {
             {m.try.open}
           </a>
         )}
-        <span class={phase.is === 'running' && !phase.linked ? 'warn' : ''} role="status">
-          {phase.is === 'running' && !phase.linked && <Icon name="unlinked" />} {state}
-        </span>
+        {state && (
+          <span class={phase.is === 'running' && !phase.linked ? 'warn' : ''} role="status">
+            {phase.is === 'running' && !phase.linked && <Icon name="unlinked" />} {state}
+          </span>
+        )}
         {running && (
           <span class="meters">
             {trial.levels.value.map((level, i) => (
