@@ -1,6 +1,6 @@
 //! A WebSocket as ingest uses it: writing that does not wait for ever, and what a reader's errors mean.
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, ProtocolError};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -49,8 +49,7 @@ pub(super) struct Reader {
 /// Answers the upgrade. Nothing is sent until the response has been returned to the server.
 pub(super) fn upgrade(request: &HttpRequest, body: web::Payload, max_bytes: usize) -> Result<(HttpResponse, Writer, Reader), Refusal> {
     let (response, session, stream) = actix_ws::handle(request, body).map_err(|error| {
-        let status = error.as_response_error().status_code();
-        Refusal::new(status, "websocket_expected", format!("{error}: expected a WebSocket handshake (RFC 6455)"))
+        Refusal::new(StatusCode::BAD_REQUEST, "websocket_expected", format!("{error}: expected a WebSocket handshake (RFC 6455)"))
     })?;
     let stream = stream.max_frame_size(max_bytes).aggregate_continuations().max_continuation_size(max_bytes);
     Ok((response, Writer(session), Reader { stream, controls: (Instant::now(), 0), max_bytes }))

@@ -1,4 +1,5 @@
 use super::support::*;
+use actix_web::{App, test as web_test};
 use contracts::{CallError, ConversationId, conversation::ConversationState};
 use serde_json::Value;
 use std::time::Duration;
@@ -176,6 +177,19 @@ async fn a_refusal_is_a_problem_document_before_the_upgrade() {
     assert_eq!(code, 403);
     let left: Vec<_> = std::fs::read_dir(house.data.path().join("recordings")).unwrap().collect();
     assert_eq!(left.len(), 2, "a refused caller leaves no folder behind");
+}
+
+#[actix_web::test]
+async fn a_plain_request_is_told_that_a_websocket_was_expected() {
+    let house = house().await;
+    let app = web_test::init_service(App::new().configure(|routes| house.ingest.configure(routes))).await;
+    for path in [PATH, "/v1/listen?encoding=mulaw&sample_rate=8000"] {
+        let answer = web_test::call_service(&app, web_test::TestRequest::get().uri(path).to_request()).await;
+        assert_eq!(answer.status(), 400, "{path}");
+        let body = String::from_utf8(web_test::read_body(answer).await.to_vec()).unwrap();
+        assert!(body.contains("expected a WebSocket handshake"), "{path}: {body}");
+    }
+    assert_eq!(house.ingest.live(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
