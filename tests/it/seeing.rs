@@ -1,7 +1,8 @@
 //! Seeing it run: health, metrics with buckets, one trace id from socket to row.
 
-use crate::support::{Server, demo_calls, models};
+use crate::support::{ROOT, Server, demo_calls, models};
 use quickcomm::{cli::demo::speak, client::ServerMessage};
+use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_tell_what_a_speaker_feels() {
@@ -36,6 +37,53 @@ async fn health_and_metrics_tell_what_a_speaker_feels() {
         let used = text.lines().find(|l| l.starts_with("quickcomm_cpu_seconds_total") && l.contains(&format!("module=\"{module}\"")));
         assert!(used.is_some_and(|l| !l.ends_with(" 0")), "no CPU for {module}");
     }
+}
+
+/// Seconds of CPU that a module's threads have used.
+fn cpu_seconds(metrics: &str, module: &str) -> f64 {
+    let own = |l: &&str| l.starts_with("quickcomm_cpu_seconds_total") && l.contains(&format!("module=\"{module}\""));
+    metrics.lines().filter(own).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_answers_while_every_core_recognizes() {
+    if models().is_none() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let file = std::fs::read(std::path::Path::new(ROOT).join("tests/fixtures/calls/billing_dispute.wav")).unwrap();
+    // Files are heard as fast as there is room: one after the other in each of the two places keeps all workers busy.
+    let mut posting = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let (url, file) = (format!("{}/v1/listen?multichannel=true", server.http), file.clone());
+        posting.spawn(async move {
+            let client = reqwest::Client::new();
+            loop {
+                let answer = client.post(&url).body(file.clone()).send().await.unwrap();
+                assert_eq!(answer.status(), 200);
+            }
+        });
+    }
+    let metrics = async || reqwest::get(format!("{}/metrics", server.admin)).await.unwrap().text().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (before, began) = (cpu_seconds(&metrics().await, "audio"), Instant::now());
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(6) {
+        for path in ["/livez", "/readyz", "/metrics", "/admin/status"] {
+            let asked = Instant::now();
+            let answer = reqwest::get(format!("{}{path}", server.admin)).await.unwrap();
+            assert_eq!(answer.status(), 200, "{path}");
+            answer.bytes().await.unwrap();
+            slowest = slowest.max(asked.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let cores = (cpu_seconds(&metrics().await, "audio") - before) / began.elapsed().as_secs_f64();
+    println!("recognition took {cores:.2} cores; the slowest answer of the admin port {slowest:?}");
+    assert!(cores > 0.4, "recognition took {cores:.2} cores only");
+    assert!(slowest < Duration::from_secs(1), "the admin port took {slowest:?}");
+    assert!(posting.try_join_next().is_none(), "a file was refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
