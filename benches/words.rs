@@ -81,7 +81,7 @@ fn main() {
         let words: usize = chosen.iter().map(|i| recordings[*i].words).sum();
         let errors: Vec<Vec<usize>> = columns
             .iter()
-            .map(|(_, heard)| chosen.iter().map(|i| words::errors(&recordings[*i].reference, &heard[*i]).0).collect())
+            .map(|(_, heard)| chosen.iter().map(|i| errors(&recordings[*i].reference, &heard[*i]).0).collect())
             .collect();
         println!("\n{set}: {} recordings, {words} reference words", chosen.len());
         for ((name, _), column) in columns.iter().zip(&errors) {
