@@ -79,10 +79,8 @@ fn main() {
     for set in sets {
         let chosen: Vec<usize> = (0..recordings.len()).filter(|i| set == "all" || recordings[*i].set == set).collect();
         let words: usize = chosen.iter().map(|i| recordings[*i].words).sum();
-        let errors: Vec<Vec<usize>> = columns
-            .iter()
-            .map(|(_, heard)| chosen.iter().map(|i| errors(&recordings[*i].reference, &heard[*i]).0).collect())
-            .collect();
+        let errors: Vec<Vec<usize>> =
+            columns.iter().map(|(_, heard)| chosen.iter().map(|i| errors(&recordings[*i].reference, &heard[*i]).0).collect()).collect();
         println!("\n{set}: {} recordings, {words} reference words", chosen.len());
         for ((name, _), column) in columns.iter().zip(&errors) {
             let sum: usize = column.iter().sum();
