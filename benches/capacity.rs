@@ -2,13 +2,14 @@
 //!
 //! Rule (a): p95 of speech-end to final at most 500 ms at `endpointing=250`. Rule (b), the peers': at most 1 s at 400 ms of silence.
 //! With partials, a speaking channel's newest text came in at most 1 s ago at p95. Load generator and server share the cores.
+//! `CHANNELS=n` tries that many once; `METRICS_TO=file` keeps what the server said of itself.
 
 mod support;
 
 use support::{
     Server,
     load::{Felt, Listening, run, tracks},
-    quick, scratch,
+    quantile, quick, scratch,
 };
 
 struct Question {
@@ -52,23 +53,15 @@ async fn answer(question: &Question) {
     let (mut held, mut broken) = (0, usize::MAX);
     let mut best = None;
     let mut channels = question.start;
+    if let Some(fixed) = std::env::var("CHANNELS").ok().and_then(|n| n.parse().ok()) {
+        (channels, held, broken) = (fixed, fixed, fixed);
+        report(question, fixed, &trial(question, fixed).await);
+    }
     while broken.saturating_sub(held) > 4 && channels > 0 {
         let mut passes = vec![];
         for _ in 0..if quick() { 1 } else { 3 } {
             let felt = trial(question, channels).await;
-            eprintln!(
-                "  {} x {channels}: final p50 {:.0} p95 {:.0} ms, partial age p95 {:.0} ms, {} of {} turns missing, {} refused, cpu {:.2} + {:.2}, speech {:.0} %",
-                question.name,
-                felt.final_ms(0.5),
-                felt.final_ms(0.95),
-                felt.age_ms(0.95),
-                felt.missing,
-                felt.turns,
-                felt.refused,
-                felt.server_cpu / felt.wall,
-                felt.generator_cpu / felt.wall,
-                felt.speech_share * 100.0
-            );
+            report(question, channels, &felt);
             let ok = holds(question, &felt);
             passes.push(ok);
             if ok {
@@ -101,6 +94,24 @@ async fn answer(question: &Question) {
     }
 }
 
+fn report(question: &Question, channels: usize, felt: &Felt) {
+    let p95 = |samples: &[f64]| quantile(&mut samples.to_vec(), 0.95) * 1000.0;
+    eprintln!(
+        "  {} x {channels}: final p50 {:.0} p95 {:.0} ms, newest text came {:.0} and is of {:.0} ms ago at p95, {} of {} turns missing, {} refused, cpu {:.2} + {:.2}, speech {:.0} %",
+        question.name,
+        felt.final_ms(0.5),
+        felt.final_ms(0.95),
+        p95(&felt.partial_age),
+        p95(&felt.text_age),
+        felt.missing,
+        felt.turns,
+        felt.refused,
+        felt.server_cpu / felt.wall,
+        felt.generator_cpu / felt.wall,
+        felt.speech_share * 100.0
+    );
+}
+
 fn holds(question: &Question, felt: &Felt) -> bool {
     let partials = felt.partial_age.is_empty() || felt.age_ms(0.95) <= 1000.0;
     // A turn that was never heard must not make the others look good.
@@ -112,7 +123,12 @@ async fn trial(question: &Question, channels: usize) -> Felt {
     // Admission would refuse near the edge; the edge is what is asked for.
     let server = Server::start(data.path(), &[("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")]);
     let tracks = tracks(channels, if quick() { 12.0 } else { 30.0 });
-    run(&server.http, server.pid(), &tracks, question.listening).await
+    let felt = run(&server.http, server.pid(), &tracks, question.listening).await;
+    if let Ok(file) = std::env::var("METRICS_TO") {
+        let metrics = reqwest::get(format!("{}/metrics", server.admin)).await.expect("the admin port answers");
+        std::fs::write(file, metrics.bytes().await.expect("whole")).expect("the file can be written");
+    }
+    felt
 }
 
 /// A load within capacity, with `perf` looking at the server.

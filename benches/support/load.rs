@@ -27,7 +27,9 @@ pub struct Track {
     pub rate: u32,
     pub encoding: Encoding,
     pub sound: Bytes,
-    /// Start and end of each turn, in seconds from the start.
+    /// Share of it that is speech.
+    pub speech: f64,
+    /// Start and end of each turn that counts, in seconds from the start.
     pub turns: Vec<(f64, f64)>,
 }
 
@@ -52,7 +54,10 @@ fn turns(rate: u32) -> Vec<Turn> {
     all
 }
 
-/// Tracks of `seconds` with 60 % speech, all different: other turns in another order, starting at other moments.
+/// Share of a track in which somebody speaks.
+const SPEECH: f64 = 0.6;
+
+/// Tracks of at least `seconds`, 60 % of it speech, all different: other turns in another order with other pauses between them.
 pub fn tracks(count: usize, seconds: f64) -> Vec<Track> {
     let telephony = turns(8_000);
     let wide = turns(16_000);
@@ -60,30 +65,37 @@ pub fn tracks(count: usize, seconds: f64) -> Vec<Track> {
         .map(|n| {
             let (rate, encoding, pool) =
                 if n % 2 == 0 { (8_000, Encoding::Mulaw, &telephony) } else { (16_000, Encoding::Linear16, &wide) };
-            let total = (seconds * f64::from(rate)) as usize;
-            // A line is never digitally silent: faint noise, the same for everybody, different at every sample.
             let mut state = n as u32 * 2_654_435_761 + 1;
-            let mut noise = || {
+            let mut random = || {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                ((state >> 16) as f32 / 65_536.0 - 0.5) * 0.001
+                (state >> 16) as f32 / 65_536.0
             };
-            let mut sound: Vec<f32> = (0..total).map(|_| noise()).collect();
+            let (mut said, mut voiced, mut length) = (vec![], 0, 0);
+            while (voiced as f64) < seconds * f64::from(rate) * SPEECH {
+                let turn = &pool[(n * 5 + said.len() * 3) % pool.len()];
+                voiced += turn.voiced.1 - turn.voiced.0;
+                length += turn.samples.len();
+                said.push(turn);
+            }
+            let total = (voiced as f64 / SPEECH) as usize;
+            let pauses: Vec<f32> = (0..=said.len()).map(|_| 0.3 + random()).collect();
+            let unit = (total - length) as f32 / pauses.iter().sum::<f32>();
+            // A line is never digitally silent: faint noise, different at every sample.
+            let mut sound: Vec<f32> = (0..total).map(|_| (random() - 0.5) * 0.001).collect();
             let mut spoken = vec![];
-            let mut at = (n * 7 % 30) * rate as usize / 10;
-            for k in 0.. {
-                let turn = &pool[(n * 5 + k * 3) % pool.len()];
-                if at + turn.samples.len() + rate as usize > total {
-                    break;
-                }
+            let mut at = 0;
+            for (turn, pause) in said.iter().zip(&pauses) {
+                at += (pause * unit) as usize;
                 for (into, sample) in sound[at..].iter_mut().zip(turn.samples.iter()) {
                     *into += sample;
                 }
                 let place = |s: usize| (at + s) as f64 / f64::from(rate);
                 spoken.push((place(turn.voiced.0), place(turn.voiced.1)));
-                let voiced = turn.voiced.1 - turn.voiced.0;
-                at += turn.samples.len() + (voiced as f64 * 0.4 / 0.6) as usize - (turn.samples.len() - voiced).min(voiced / 2);
+                at += turn.samples.len();
             }
-            Track { rate, encoding, sound: calls::encode(encoding, &sound), turns: spoken }
+            // Where some callers have hung up already the others have it easier: not counted.
+            spoken.retain(|(_, to)| *to <= seconds);
+            Track { rate, encoding, sound: calls::encode(encoding, &sound), speech: voiced as f64 / total as f64, turns: spoken }
         })
         .collect()
 }
@@ -103,6 +115,8 @@ pub struct Felt {
     pub to_final: Vec<f64>,
     /// Since the newest text of a speaking channel came in, looked at every 100 ms from one second into each turn.
     pub partial_age: Vec<f64>,
+    /// The same, counted from the end of the sound that the newest text is of.
+    pub text_age: Vec<f64>,
     pub turns: usize,
     pub missing: usize,
     pub refused: usize,
@@ -130,14 +144,13 @@ pub async fn run(http: &str, pid: u32, tracks: &[Track], listening: Listening) -
         tokio::spawn(async move { call(&http, track, listening, starts).await })
     });
     let mut felt = Felt::default();
-    let (mut spoken, mut all) = (0.0, 0.0);
     for (caller, track) in futures::future::join_all(callers).await.into_iter().zip(tracks) {
-        spoken += track.turns.iter().map(|(from, to)| to - from).sum::<f64>();
-        all += track.sound.len() as f64 / f64::from(track.rate) / track.encoding.bytes_per_sample() as f64;
+        felt.speech_share += track.speech / tracks.len() as f64;
         match caller.expect("a caller does not panic") {
             Some(one) => {
                 felt.to_final.extend(one.to_final);
                 felt.partial_age.extend(one.partial_age);
+                felt.text_age.extend(one.text_age);
                 felt.turns += one.turns;
                 felt.missing += one.missing;
             }
@@ -147,7 +160,6 @@ pub async fn run(http: &str, pid: u32, tracks: &[Track], listening: Listening) -
     felt.wall = begin.elapsed().as_secs_f64();
     felt.server_cpu = cpu_seconds(pid) - server_before;
     felt.generator_cpu = cpu_seconds(std::process::id()) - own_before;
-    felt.speech_share = spoken / all;
     felt
 }
 
@@ -190,9 +202,9 @@ async fn call(http: &str, track: Track, listening: Listening, starts: Instant) -
         if listening.partial_ms.is_some() {
             let mut now = from + 1.0;
             while now < to {
-                let newest =
-                    partials.iter().chain(&finals).map(|(arrived, _)| *arrived).filter(|arrived| *arrived <= now).fold(from, f64::max);
-                felt.partial_age.push(now - newest);
+                let seen = || partials.iter().chain(&finals).filter(|(arrived, _)| *arrived <= now);
+                felt.partial_age.push(now - seen().map(|(arrived, _)| *arrived).fold(from, f64::max));
+                felt.text_age.push(now - seen().map(|(_, end)| *end).fold(from, f64::max));
                 now += 0.1;
             }
         }

@@ -78,7 +78,7 @@ MODELS = [
         name="moonshine-tiny-en",
         package="moonshine-voice",
         keep={"moonshine_voice/assets/tiny-en/tokenizer.bin": "tokenizer.bin"},
-        convert="split_moonshine.py",
+        convert="write_moonshine.py",
         sources=(
             "moonshine_voice/assets/tiny-en/encoder_model.ort",
             "moonshine_voice/assets/tiny-en/decoder_model_merged.ort",

@@ -32,8 +32,7 @@ pub struct Moonshine {
 struct Wiring {
     inputs: usize,
     ids: usize,
-    mask: Option<usize>,
-    hidden: Option<usize>,
+    mask: usize,
     /// Input of `past`, and the output of `first` that fills it.
     from_first: Vec<(usize, String)>,
     /// For each output of `past` after the logits: the input it becomes.
@@ -47,7 +46,6 @@ pub struct Hearing {
 }
 
 struct Lane {
-    samples: usize,
     draft: Vec<i64>,
     tokens: Vec<i64>,
     log_probs: Vec<f32>,
@@ -65,7 +63,8 @@ enum Stage {
     },
     First {
         hidden: DynValue,
-        mask: Tensor<i64>,
+        /// [lanes, frames], 1 where there is sound.
+        mask: Tensor<i32>,
     },
     Next {
         values: Vec<SessionInputValue<'static>>,
@@ -111,7 +110,7 @@ impl Moonshine {
             // 6.5 tokens a second is faster than anyone speaks; what goes on longer is a loop.
             let cap = (pcm.len() as f32 / RATE as f32 * 6.5) as usize + 4;
             let draft = std::mem::take(&mut draft);
-            lanes.push(Lane { samples, draft, tokens: vec![], log_probs: vec![], cap, next: (0, 0.0), over: false });
+            lanes.push(Lane { draft, tokens: vec![], log_probs: vec![], cap, next: (0, 0.0), over: false });
         }
         audio.reverse();
         Hearing { lanes, stage: Stage::Encode { audio, hidden: vec![] } }
@@ -122,18 +121,10 @@ impl Moonshine {
         match std::mem::replace(&mut hearing.stage, Stage::Over) {
             Stage::Encode { mut audio, mut hidden } => {
                 let Some(next) = audio.pop() else { return Ok(vec![]) };
-                let samples = next.len();
-                let mask = Tensor::from_array(([1, samples], vec![1i64; samples]))?;
-                let next = Tensor::from_array(([1, samples], next))?;
-                let mut outputs = self.encoder.run(ort::inputs![next, &mask])?;
+                let next = Tensor::from_array(([1, next.len()], next))?;
+                let mut outputs = self.encoder.run(ort::inputs![next])?;
                 hidden.push(outputs.remove("last_hidden_state").ok_or_else(|| RecognizeError::Output("last_hidden_state".into()))?);
-                hearing.stage = if !audio.is_empty() {
-                    Stage::Encode { audio, hidden }
-                } else if hidden.len() == 1 {
-                    Stage::First { hidden: hidden.remove(0), mask }
-                } else {
-                    stacked(&hidden, &hearing.lanes)?
-                };
+                hearing.stage = if !audio.is_empty() { Stage::Encode { audio, hidden } } else { stacked(hidden)? };
                 Ok(vec![])
             }
             Stage::First { hidden, mask } => self.first_step(hearing, hidden, mask),
@@ -156,7 +147,7 @@ impl Moonshine {
         &mut self,
         hearing: &mut Hearing,
         hidden: DynValue,
-        mask: Tensor<i64>,
+        mask: Tensor<i32>,
     ) -> Result<Vec<(usize, Transcript)>, RecognizeError> {
         let count = hearing.lanes.len();
         let drafted = if count == 1 { hearing.lanes[0].draft.len().min(hearing.lanes[0].cap.saturating_sub(1)) } else { 0 };
@@ -165,7 +156,7 @@ impl Moonshine {
             ids.extend_from_slice(&hearing.lanes[0].draft[..drafted]);
         }
         let asked = Tensor::from_array(([count, ids.len() / count], ids.clone()))?;
-        let mut outputs = self.first.run(ort::inputs![&mask, asked, &hidden])?;
+        let mut outputs = self.first.run(ort::inputs![asked, &mask, &hidden])?;
         {
             let logits = outputs.get("logits").ok_or_else(|| RecognizeError::Output("logits".into()))?;
             for (row, lane) in hearing.lanes.iter_mut().enumerate() {
@@ -187,12 +178,7 @@ impl Moonshine {
             values[*input] = Some(value.into());
         }
         values[self.wiring.ids] = Some(Tensor::from_array(([count, 1], vec![self.eos; count]))?.into()); // replaced before it is read
-        if let Some(input) = self.wiring.mask {
-            values[input] = Some(mask.into());
-        }
-        if let Some(input) = self.wiring.hidden {
-            values[input] = Some(hidden.into());
-        }
+        values[self.wiring.mask] = Some(mask.into());
         let values = values.into_iter().collect::<Option<Vec<_>>>().ok_or_else(|| RecognizeError::Output("past key values".into()))?;
         drop(outputs);
         Ok(self.settle(hearing, values))
@@ -265,8 +251,8 @@ impl Wiring {
             from_past.push(find(&name).ok_or_else(|| format!("its output {} has no input to go to", output.name()))?);
         }
         let ids = find("input_ids").ok_or("it has no input input_ids")?;
-        let (mask, hidden) = (find("encoder_attention_mask"), find("encoder_hidden_states"));
-        Ok(Self { inputs: names.len(), ids, mask, hidden, from_first, from_past })
+        let mask = find("frame_mask").ok_or("it has no input frame_mask")?;
+        Ok(Self { inputs: names.len(), ids, mask, from_first, from_past })
     }
 }
 
@@ -341,26 +327,29 @@ fn mean_probability(log_probs: &[f32]) -> f32 {
     if log_probs.is_empty() { 0.0 } else { (log_probs.iter().sum::<f32>() / log_probs.len() as f32).exp().clamp(0.0, 1.0) }
 }
 
-/// What the encoder made of several stretches, filled up to the longest, with a mask of what is sound.
-fn stacked(hidden: &[DynValue], lanes: &[Lane]) -> Result<Stage, RecognizeError> {
-    let longest = lanes.iter().map(|lane| lane.samples).max().unwrap_or(0);
+/// What the encoder made of the stretches, filled up to the longest, with a mask of what is sound.
+fn stacked(mut hidden: Vec<DynValue>) -> Result<Stage, RecognizeError> {
     let mut parts = vec![];
-    for value in hidden {
+    for value in &hidden {
         let (shape, values) = value.try_extract_tensor::<f32>()?;
         let [_, frames, size] = shape[..] else { return Err(RecognizeError::Output("a hidden state of three dimensions".into())) };
         parts.push((values, frames as usize, size as usize));
     }
+    let lanes = parts.len();
     let (frames, size) = parts.iter().fold((0, 0), |(most, _), (_, frames, size)| (most.max(*frames), *size));
-    let mut stack = vec![0.0f32; parts.len() * frames * size];
-    for (part, room) in parts.iter().zip(stack.chunks_mut(frames * size)) {
+    let mut mask = vec![0i32; lanes * frames];
+    for (part, room) in parts.iter().zip(mask.chunks_mut(frames.max(1))) {
+        room[..part.1].fill(1);
+    }
+    let mask = Tensor::from_array(([lanes, frames], mask))?;
+    if lanes == 1 {
+        return Ok(Stage::First { hidden: hidden.remove(0), mask });
+    }
+    let mut stack = vec![0.0f32; lanes * frames * size];
+    for (part, room) in parts.iter().zip(stack.chunks_mut((frames * size).max(1))) {
         room[..part.0.len()].copy_from_slice(part.0);
     }
-    let mut mask = vec![0i64; lanes.len() * longest];
-    for (lane, room) in lanes.iter().zip(mask.chunks_mut(longest)) {
-        room[..lane.samples].fill(1);
-    }
-    let hidden = Tensor::from_array(([lanes.len(), frames, size], stack))?.into_dyn();
-    Ok(Stage::First { hidden, mask: Tensor::from_array(([lanes.len(), longest], mask))? })
+    Ok(Stage::First { hidden: Tensor::from_array(([lanes, frames, size], stack))?.into_dyn(), mask })
 }
 
 /// Keys or values, [1, heads, tokens, size], cut to the first `tokens`.
