@@ -57,7 +57,8 @@ fn turns(rate: u32) -> Vec<Turn> {
 /// Share of a track in which somebody speaks.
 const SPEECH: f64 = 0.6;
 
-/// Tracks of at least `seconds`, 60 % of it speech, all different: other turns in another order with other pauses between them.
+/// Tracks of at least `seconds`, 60 % of it speech, all different: other turns in another order with other pauses between them, from
+/// another moment on.
 pub fn tracks(count: usize, seconds: f64) -> Vec<Track> {
     let telephony = turns(8_000);
     let wide = turns(16_000);
@@ -93,8 +94,20 @@ pub fn tracks(count: usize, seconds: f64) -> Vec<Track> {
                 spoken.push((place(turn.voiced.0), place(turn.voiced.1)));
                 at += turn.samples.len();
             }
+            // Each begins somewhere in it, some in the middle of a word: people do not start to talk all at once.
+            let begin = (n as f64 * 0.618_034).fract() * total as f64;
+            sound.rotate_left(begin as usize);
+            let whole = total as f64 / f64::from(rate);
+            for (from, to) in &mut spoken {
+                *to = (*to - begin / f64::from(rate)).rem_euclid(whole);
+                *from = (*from - begin / f64::from(rate)).rem_euclid(whole);
+                if *from > *to {
+                    *from = 0.0;
+                }
+            }
             // Where some callers have hung up already the others have it easier: not counted.
             spoken.retain(|(_, to)| *to <= seconds);
+            spoken.sort_by(|a: &(f64, f64), b| a.1.total_cmp(&b.1));
             Track { rate, encoding, sound: calls::encode(encoding, &sound), speech: voiced as f64 / total as f64, turns: spoken }
         })
         .collect()

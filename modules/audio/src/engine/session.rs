@@ -76,6 +76,8 @@ pub(super) struct Session {
     scored: u64,
     /// Frames in a row in which the detector was certain of silence.
     quiet: u32,
+    /// Bytes of the frame whose scores are awaited.
+    taken_in: Option<usize>,
     /// (position in the run, when it came).
     arrivals: VecDeque<(u64, Instant)>,
 
@@ -161,6 +163,7 @@ impl Session {
             pcm_from: 0,
             scored: 0,
             quiet: 0,
+            taken_in: None,
             arrivals: VecDeque::new(),
             next_seq: spec.first_seq,
             numbered_to: spec.start,
@@ -214,11 +217,24 @@ impl Session {
         }
     }
 
-    /// Consumes what waits, at most about `most` samples of it.
-    pub(super) fn consume(&mut self, tools: &mut Tools<'_>, most: u64) {
+    /// Consumes what waits, at most about `most` samples of it. True when it cannot go on before a frame has its score:
+    /// [`Self::put`], [`Self::take`], and on.
+    pub(super) fn consume(&mut self, tools: &mut Tools<'_>, most: u64) -> bool {
         let mut consumed = 0;
-        while consumed < most && self.may_consume() {
-            let Some((input, at)) = self.inbox.pop_front() else { break };
+        let done = loop {
+            match self.detect(tools) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => break Err(error),
+            }
+            if let (Some(bytes), Some(events)) = (self.taken_in.take(), &self.events) {
+                events.consumed(bytes);
+            }
+            self.deliver();
+            if consumed >= most || !self.may_consume() {
+                break Ok(());
+            }
+            let Some((input, at)) = self.inbox.pop_front() else { break Ok(()) };
             let done = match input {
                 Input::Frame(frame) => {
                     consumed += frame.data.len() as u64 / self.spec.encoding.bytes_per_sample() as u64;
@@ -228,13 +244,27 @@ impl Session {
                 Input::Finish => self.flush(tools).map(|()| self.pending.push_back(Pending::End)),
                 Input::Abandon | Input::Drained => Ok(()),
             };
-            if let Err(error) = done {
-                self.end(Some(error));
-                return;
+            if done.is_err() {
+                break done;
             }
-            self.deliver();
+        };
+        match done {
+            Ok(()) => self.ask_for_partial(tools),
+            Err(error) => self.end(Some(error)),
         }
-        self.ask_for_partial(tools);
+        false
+    }
+
+    /// Puts the frame that [`Self::consume`] stopped at among those to be scored.
+    pub(super) fn put(&mut self, vad: &mut Vad) {
+        let at = (self.scored - self.pcm_from) as usize;
+        vad.put(&mut self.memory, &self.pcm[at..at + FRAME]);
+    }
+
+    /// Takes its score back.
+    pub(super) fn take(&mut self, place: usize, tools: &mut Tools<'_>) {
+        let score = tools.vad.take(place, &mut self.memory);
+        self.settle(score, tools);
     }
 
     fn may_consume(&self) -> bool {
@@ -270,19 +300,23 @@ impl Session {
             while self.arrivals.front().is_some_and(|(pos, _)| pos + ARRIVALS < received) {
                 self.arrivals.pop_front();
             }
-            self.detect(tools)?;
         }
-        if let Some(events) = &self.events {
-            events.consumed(bytes);
-        }
+        self.taken_in = Some(bytes);
         Ok(())
     }
 
-    /// Scores every whole frame there is and follows what the endpointer makes of it.
-    fn detect(&mut self, tools: &mut Tools<'_>) -> Result<(), CallError> {
+    /// Follows every whole frame there is, up to one that the detector has to be asked about: then true.
+    fn detect(&mut self, tools: &mut Tools<'_>) -> Result<bool, CallError> {
         while self.scored + FRAME as u64 <= self.pcm_from + self.pcm.len() as u64 {
             let at = (self.scored - self.pcm_from) as usize;
-            self.score(at..at + FRAME, tools)?;
+            let frame = &self.pcm[at..at + FRAME];
+            // In a call each side is silent half of the time; asking costs most of what an idle channel costs.
+            let power = frame.iter().map(|s| s * s).sum::<f32>() / FRAME as f32;
+            if power >= QUIET || self.quiet < QUIET_FRAMES {
+                return Ok(true);
+            }
+            self.memory.pass(frame);
+            self.settle(0.0, tools);
         }
         let unneeded = self.endpointer.needed_from().min(self.scored).saturating_sub(self.pcm_from) as usize;
         // In whole blocks: moving the rest down costs as much as it holds.
@@ -294,28 +328,25 @@ impl Session {
                 self.pcm.shrink_to(self.pcm.len() + ROOM / 2);
             }
         }
+        Ok(false)
+    }
+
+    /// Scores every whole frame at once, without company.
+    fn detect_alone(&mut self, tools: &mut Tools<'_>) -> Result<(), CallError> {
+        while self.detect(tools)? {
+            self.put(tools.vad);
+            tools.vad.run().map_err(|e| unscored(&e))?;
+            self.take(0, tools);
+        }
         Ok(())
     }
 
-    fn score(&mut self, range: Range<usize>, tools: &mut Tools<'_>) -> Result<(), CallError> {
-        let frame = &self.pcm[range];
-        let power = frame.iter().map(|s| s * s).sum::<f32>() / frame.len() as f32;
-        // In a call each side is silent half of the time; asking costs most of what an idle channel costs.
-        let score = if power < QUIET && self.quiet >= QUIET_FRAMES {
-            self.memory.pass(frame);
-            0.0
-        } else {
-            let began = Instant::now();
-            let score = tools.vad.score(&mut self.memory, frame).map_err(|e| CallError::internal(format!("speech detection: {e}")))?;
-            histogram!(names::VAD).record(began.elapsed().as_secs_f64());
-            score
-        };
+    fn settle(&mut self, score: f32, tools: &mut Tools<'_>) {
         self.quiet = if score < 0.05 { self.quiet.saturating_add(1) } else { 0 };
         self.scored += FRAME as u64;
         for decision in self.endpointer.push(score) {
             self.follow(decision, tools);
         }
-        Ok(())
     }
 
     fn follow(&mut self, decision: Decision, tools: &mut Tools<'_>) {
@@ -415,13 +446,13 @@ impl Session {
     /// Ends the run: the resampler's tail, the last unfinished frame, whatever is open. What comes next begins a new run.
     fn flush(&mut self, tools: &mut Tools<'_>) -> Result<(), CallError> {
         self.resampler.flush(&mut self.pcm).map_err(|e| CallError::internal(e.to_string()))?;
-        self.detect(tools)?;
+        self.detect_alone(tools)?;
         let end = self.pcm_from + self.pcm.len() as u64;
         if self.scored < end {
             // The last frame is filled up with silence; the stretch ends where the sound did.
             let at = (self.scored - self.pcm_from) as usize;
             self.pcm.resize(at + FRAME, 0.0);
-            self.score(at..at + FRAME, tools)?;
+            self.detect_alone(tools)?;
             self.pcm.truncate((end - self.pcm_from) as usize);
         }
         if let Some(decision) = self.endpointer.close(end) {
@@ -617,6 +648,10 @@ impl Session {
     fn ms(&self, at: u64) -> u64 {
         self.spec.rate.ms_at(self.pos(at))
     }
+}
+
+pub(super) fn unscored(error: &ort::Error) -> CallError {
+    CallError::internal(format!("speech detection: {error}"))
 }
 
 /// Text that nobody said: the recognizer finds words in noise and music when the detector lets them through.

@@ -49,6 +49,28 @@ fn linear16(samples: &[f32]) -> Vec<u8> {
     samples.iter().flat_map(|s| ((s * 32_767.0) as i16).to_le_bytes()).collect()
 }
 
+#[test]
+fn frames_scored_together_have_the_scores_they_have_alone() {
+    let Some(models) = models() else { return };
+    let model = ModelDir::open(&models.join("silero-vad"), Kind::Vad).unwrap();
+    let mut vad = Vad::open(&runtime(&models), &model).unwrap();
+    let (_, channels) = recording("formats/pcm16_16k_mono.wav");
+    let channels: Vec<&[f32]> = (0..3).map(|n| &channels[0][n * 8_000..]).collect();
+    let fresh = || (0..3).map(|_| vad::Memory::default()).collect::<Vec<_>>();
+    let (mut alone, mut together) = (fresh(), fresh());
+    for at in (0..16_000).step_by(vad::FRAME) {
+        for (memory, channel) in together.iter_mut().zip(&channels) {
+            vad.put(memory, &channel[at..at + vad::FRAME]);
+        }
+        vad.run().unwrap();
+        let scores: Vec<f32> = together.iter_mut().enumerate().map(|(place, memory)| vad.take(place, memory)).collect();
+        for ((memory, channel), score) in alone.iter_mut().zip(&channels).zip(scores) {
+            let expected = vad.score(memory, &channel[at..at + vad::FRAME]).unwrap();
+            assert!((score - expected).abs() < 1e-3, "{score} instead of {expected} at {at}");
+        }
+    }
+}
+
 async fn open(engine: &Engine, spec: &StreamSpec) -> (FrameTx, EventRx) {
     let session = engine.open(CallCx::new(Duration::from_secs(60)), spec.clone()).await.unwrap();
     (session.frames, session.events)

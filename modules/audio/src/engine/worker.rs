@@ -7,8 +7,8 @@ use super::{
     load::{Load, Work},
     recognizer::{Hearing, Moonshine, Transcript},
     scheduler::{Board, Job, Level, Ticket},
-    session::{Session, Tools},
-    vad::Vad,
+    session::{Session, Tools, unscored},
+    vad::{self, Vad},
 };
 use crate::metrics as names;
 use contracts::{
@@ -177,11 +177,15 @@ impl Worker {
             Message::Open(session, id, slot) => {
                 self.sessions.insert(id, (session, slot));
             }
-            Message::Input(id, input, at) => self.with(id, |session, _| session.arrive(input, at)),
-            Message::Heard(id, ticket, heard) => self.with(id, |session, _| match heard {
-                Ok(transcript) => session.heard(&ticket, transcript),
-                Err(panic) => session.end(Some(panic)),
-            }),
+            Message::Input(id, input, at) => {
+                self.with(id, |session, _| session.arrive(input, at));
+            }
+            Message::Heard(id, ticket, heard) => {
+                self.with(id, |session, _| match heard {
+                    Ok(transcript) => session.heard(&ticket, transcript),
+                    Err(panic) => session.end(Some(panic)),
+                });
+            }
             Message::Wake => {}
             Message::Stop => self.stopping = true,
         }
@@ -190,41 +194,67 @@ impl Worker {
     /// Lets sessions of a pace consume what has arrived: live all of them, batch one. True when one did.
     fn consume(&mut self, pace: Pace) -> bool {
         let began = Instant::now();
-        let mut consumed = false;
-        loop {
-            let queue = if pace == Pace::Live { &mut self.live } else { &mut self.batch };
-            let Some(id) = queue.pop_front() else { break };
-            self.with(id, |session, tools| session.consume(tools, TURN));
-            consumed = true;
+        let mut ready: Vec<u64> = match pace {
+            Pace::Live => self.live.drain(..).collect(),
+            Pace::Batch => self.batch.pop_front().into_iter().collect(),
+        };
+        if ready.is_empty() {
+            return false;
+        }
+        // In rounds: each goes on as far as it can without a score, then all scores are made together.
+        while !ready.is_empty() {
+            ready.retain(|id| self.with(*id, |session, tools| session.consume(tools, TURN)).unwrap_or(false));
+            for some in ready.chunks(vad::MOST) {
+                self.score(some);
+            }
             if self.floor.board.has_work(self.index) {
                 self.floor.ring(self.index);
             }
-            if pace == Pace::Batch {
-                break;
+        }
+        self.floor.load.add(if pace == Pace::Live { Work::Fixed } else { Work::Batch }, began.elapsed());
+        true
+    }
+
+    /// Scores the frames that some sessions wait for.
+    fn score(&mut self, ids: &[u64]) {
+        let began = Instant::now();
+        for id in ids {
+            if let Some((session, _)) = self.sessions.get_mut(id) {
+                session.put(&mut self.vad);
             }
         }
-        if consumed {
-            self.floor.load.add(if pace == Pace::Live { Work::Fixed } else { Work::Batch }, began.elapsed());
+        let scored = self.vad.run();
+        let each = began.elapsed().as_secs_f64() / ids.len() as f64;
+        histogram!(names::VAD).record_many(each, ids.len());
+        for (place, id) in ids.iter().enumerate() {
+            self.with(*id, |session, tools| match &scored {
+                Ok(()) => session.take(place, tools),
+                Err(error) => session.end(Some(unscored(error))),
+            });
         }
-        consumed
     }
 
     /// Runs `work` on a session. A panic ends that session, and so does its own wish; a session that has more to consume is queued.
-    fn with(&mut self, id: u64, work: impl FnOnce(&mut Session, &mut Tools<'_>)) {
-        let Some((session, _)) = self.sessions.get_mut(&id) else { return };
+    /// `None` when it is over.
+    fn with<T>(&mut self, id: u64, work: impl FnOnce(&mut Session, &mut Tools<'_>) -> T) -> Option<T> {
+        let (session, _) = self.sessions.get_mut(&id)?;
         let mut tools = Tools { worker: self.index, vad: &mut self.vad, board: &self.floor.board, load: &self.floor.load };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(session, &mut tools))) {
+        let done = catch_unwind(AssertUnwindSafe(|| work(session, &mut tools)));
+        if let Err(panic) = &done {
             tracing::error!(session.id = id, "a session panicked");
-            session.end(Some(CallError::panicked(&*panic)));
+            session.end(Some(CallError::panicked(&**panic)));
         }
         if session.is_over() {
             self.sessions.remove(&id);
-        } else if session.is_ready() {
+            return None;
+        }
+        if session.is_ready() {
             let queue = if session.pace() == Pace::Live { &mut self.live } else { &mut self.batch };
             if !queue.contains(&id) {
                 queue.push_back(id);
             }
         }
+        done.ok()
     }
 
     /// One step of the most urgent recognition. False when there is none.

@@ -125,11 +125,18 @@ async fn a_full_bus_is_waited_for() {
     assert_eq!(house.said(id, 0), WORDS[..1]);
 }
 
+/// Size of all files of a folder and those in it.
+fn bytes_in(folder: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { bytes_in(&entry.path()) } else { entry.metadata().map_or(0, |m| m.len()) }).sum()
+}
+
 /// Runs a first process until it is dropped in mid-call, then a second one on the same record and folder.
 fn crash(first: IngestSettings, path: &'static str, native: bool) -> (ConversationId, FakeConversations, Arc<tempfile::TempDir>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let record = FakeConversations::default();
     let data = Arc::new(tempfile::tempdir().unwrap());
+    let recorded = if first.recordings { 1600 * MS as u64 } else { 0 };
     let id = runtime.block_on(async {
         let house = House::on(first, record.clone(), data.clone(), Arc::new(Memory::default())).await;
         let (mut caller, response) = house.connect_with(path, &[]).await.unwrap();
@@ -141,13 +148,12 @@ fn crash(first: IngestSettings, path: &'static str, native: bool) -> (Conversati
             caller.bytes(call()[..1600 * MS].to_vec()).await;
             response.headers()["quickcomm-conversation"].to_str().unwrap().parse().unwrap()
         };
-        for _ in 0..100 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            if house.end(id, 0) >= 600 * MS as u64 {
-                break;
+        let kept = async {
+            while house.end(id, 0) < 600 * MS as u64 || bytes_in(data.path()) < recorded {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await; // a flush
+        };
+        tokio::time::timeout(Duration::from_secs(20), kept).await.expect("a word in the record and all sound on disk");
         assert!(house.end(id, 0) < 1600 * MS as u64);
         std::mem::forget(house); // its tasks die with the runtime
         id
