@@ -4,6 +4,7 @@
 //! without somebody who answered when asked.
 
 use super::{
+    recent::Recent,
     routed::Routed,
     router::{Limits, Router},
     step_back,
@@ -329,11 +330,8 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
         let limits = table.dial.step_back;
         let local = table.local.as_ref().filter(|_| table.dial.asks_remote())?;
         let window = Duration::from_secs(limits.window_s);
-        let here = local.recent.within(window);
-        table.remote.iter().find_map(|target| {
-            let reason = step_back::reason(target.recent.within(window), here, limits)?;
-            Some(format!("{}: {reason}", target.name))
-        })
+        let there = Recent::together(table.remote.iter().map(|target| &target.recent), window);
+        step_back::reason(there, local.recent.within(window), limits)
     }
 }
 

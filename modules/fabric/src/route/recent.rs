@@ -32,7 +32,15 @@ impl Recent {
     }
 
     pub(super) fn within(&self, window: Duration) -> RecentCalls {
-        let samples: Vec<Sample> = self.0.lock().iter().rev().take_while(|sample| sample.at.elapsed() <= window).copied().collect();
+        Self::together([self], window)
+    }
+
+    /// Several targets as if they were one.
+    pub(super) fn together<'a>(targets: impl IntoIterator<Item = &'a Self>, window: Duration) -> RecentCalls {
+        let mut samples: Vec<Sample> = vec![];
+        for target in targets {
+            samples.extend(target.0.lock().iter().rev().take_while(|sample| sample.at.elapsed() <= window));
+        }
         let mut took: Vec<Duration> = samples.iter().map(|sample| sample.took).collect();
         took.sort_unstable();
         let quantile = |q: f64| took.get(((took.len() as f64 * q) as usize).min(took.len().wrapping_sub(1))).map_or(0.0, ms);

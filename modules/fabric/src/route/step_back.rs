@@ -2,8 +2,8 @@
 
 use contracts::route::{RecentCalls, StepBack};
 
-/// Fewer remote calls in the window say nothing.
-const AT_LEAST: usize = 20;
+/// Fewer remote calls in the window say nothing. No more than what opens a breaker: after that there are hardly any.
+const AT_LEAST: usize = 10;
 
 /// Why the dial should go back. What is no better here is no reason.
 pub(super) fn reason(remote: RecentCalls, local: RecentCalls, limits: StepBack) -> Option<String> {
@@ -37,7 +37,7 @@ mod tests {
         let judged = |remote, local| reason(remote, local, StepBack::default());
         let well = calls(100, 0, 20.0);
         assert_eq!(judged(well, well), None);
-        assert_eq!(judged(calls(19, 19, 9000.0), well), None, "too few to tell");
+        assert_eq!(judged(calls(9, 9, 9000.0), well), None, "too few to tell");
         assert_eq!(judged(calls(100, 2, 20.0), well), None, "just within the limit");
         assert!(judged(calls(100, 3, 20.0), well).expect("too many").contains("3.0 % of 100 remote calls failed, 0.0 %"));
         assert!(judged(calls(100, 0, 1501.0), well).expect("too slow").contains("p99"));

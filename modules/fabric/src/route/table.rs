@@ -82,6 +82,7 @@ impl<T: ?Sized> RouteTable<T> {
                 let remote_first = pick::goes_remote(module, cx.key, self.dial.remote_percent);
                 let at = if remote_first { order.len() } else { 0 };
                 order.splice(at..at, self.local.iter().cloned());
+                order.sort_by_key(|target| target.is_down()); // stable
                 order
             }
         };
