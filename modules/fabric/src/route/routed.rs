@@ -6,10 +6,13 @@ use async_trait::async_trait;
 use contracts::{
     Audio, CallCx, CallError, ConversationId, Conversations, EventStream, Inference,
     audio::{Session, StreamSpec},
+    call_cx::RouteKey,
     conversation::{Attach, Attached, Close, CommitOutcome, Conversation, ConversationView, OpenConversation, RecordEvent, Segment},
     inference::{Analyze, Insight, Label, Summarize, SummaryItem, TierStatus},
 };
+use futures::StreamExt;
 use std::{sync::Arc, time::Duration};
+use tracing::info;
 
 pub(super) struct Routed<T: ?Sized, M> {
     pub(super) router: Arc<Router<T>>,
@@ -38,11 +41,14 @@ const WATCH: Method = method("watch", 3000);
 impl Audio for Routed<dyn Audio, Hearing> {
     /// A session is opened where the table says, and stays there.
     async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
-        let key = cx.key;
+        let (key, at_ms) = (cx.key, spec.rate.ms_at(spec.start));
         let work = async {
             let opened = self.router.call(OPEN_STREAM, cx.clone(), spec, |peer, cx, spec| async move { peer.open(cx, spec).await });
             let (session, target) = opened.await?;
             self.router.live.add(key, &target.name, session.events.mover());
+            if let RouteKey::Conversation(id) = key {
+                info!(conversation = %id, at_ms, place = target.name, "stream opened");
+            }
             Ok(session)
         };
         self.methods.open.call(Bounds::of(&cx), work).await
@@ -60,7 +66,8 @@ impl Inference for Routed<dyn Inference, Understanding> {
 
     async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
         let bounds = Bounds::of(&cx);
-        let work = self.router.call(SUMMARIZE, cx, request, |peer, cx, request| async move { peer.summarize(cx, request).await });
+        let work =
+            self.router.call(SUMMARIZE, cx, request, |peer, cx, request| async move { begin(peer.summarize(cx, request).await?).await });
         self.methods.summarize.call(bounds, async { Ok(work.await?.0) }).await
     }
 
@@ -69,6 +76,12 @@ impl Inference for Routed<dyn Inference, Understanding> {
         let work = self.router.call(TIERS, cx, (), |peer, cx, ()| async move { peer.tiers(cx).await });
         self.methods.tiers.call(bounds, async { Ok(work.await?.0) }).await
     }
+}
+
+/// Waits for the first item: until then another target can begin anew, and nobody notices.
+async fn begin(mut items: EventStream<SummaryItem>) -> Result<EventStream<SummaryItem>, CallError> {
+    let first = items.next().await.transpose()?;
+    Ok(futures::stream::iter(first.map(Ok)).chain(items).boxed())
 }
 
 /// Two analyses agree when each utterance has the same first label for each task, or none in both.
