@@ -79,7 +79,8 @@ impl Inference for Routed<dyn Inference, Understanding> {
 }
 
 /// Waits for the first item: until then another target can begin anew, and nobody notices.
-async fn begin(mut items: EventStream<SummaryItem>) -> Result<EventStream<SummaryItem>, CallError> {
+async fn begin(items: EventStream<SummaryItem>) -> Result<EventStream<SummaryItem>, CallError> {
+    let mut items = items.fuse();
     let first = items.next().await.transpose()?;
     Ok(futures::stream::iter(first.map(Ok)).chain(items).boxed())
 }
