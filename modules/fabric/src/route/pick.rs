@@ -14,9 +14,8 @@ pub(super) fn goes_remote(module: &str, key: RouteKey, percent: u8) -> bool {
 }
 
 /// Rendezvous: sorts peers so that a conversation's comes first. A peer that joins or leaves moves only its own conversations.
-pub(super) fn rank<'a, P>(peers: &'a mut [P], id: ConversationId, name: impl Fn(&P) -> &str) -> &'a mut [P] {
+pub(super) fn rank<P>(peers: &mut [P], id: ConversationId, name: impl Fn(&P) -> &str) {
     peers.sort_by_cached_key(|peer| std::cmp::Reverse(hash(name(peer), id)));
-    peers
 }
 
 /// For calls without a key: the less busy of two peers taken at random comes first.
@@ -61,7 +60,8 @@ mod tests {
             let names: Vec<String> = (0..5).map(|n| format!("http://127.0.0.1:{n}")).collect();
             let first = |names: &[String]| {
                 let mut peers: Vec<&String> = names.iter().collect();
-                rank(&mut peers, id, |peer| peer.as_str())[0].clone()
+                rank(&mut peers, id, |peer| peer.as_str());
+                peers[0].clone()
             };
             let before = first(&names);
             let mut left = names.clone();

@@ -59,8 +59,13 @@ impl Audio for Routed<dyn Audio, Hearing> {
 impl Inference for Routed<dyn Inference, Understanding> {
     async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
         let bounds = Bounds::of(&cx);
-        let work =
-            self.router.shadowed(ANALYZE, say_the_same, cx, request, |peer, cx, request| async move { peer.analyze(cx, request).await });
+        let work = self.router.shadowed(
+            ANALYZE,
+            |one: &Vec<_>, other| say_the_same(one, other),
+            cx,
+            request,
+            |peer, cx, request| async move { peer.analyze(cx, request).await },
+        );
         self.methods.analyze.call(bounds, work).await
     }
 
@@ -86,7 +91,7 @@ async fn begin(items: EventStream<SummaryItem>) -> Result<EventStream<SummaryIte
 }
 
 /// Two analyses agree when each utterance has the same first label for each task, or none in both.
-fn say_the_same(one: &Vec<Insight>, other: &Vec<Insight>) -> bool {
+fn say_the_same(one: &[Insight], other: &[Insight]) -> bool {
     let said = |insights: &[Insight]| {
         let mut said: Vec<_> =
             insights.iter().map(|i| (i.utterance, i.task, i.labels.first().map(|Label { name, .. }| name.clone()))).collect();

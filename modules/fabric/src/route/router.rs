@@ -44,7 +44,7 @@ const REST: Duration = Duration::from_millis(500);
 pub(super) struct Method {
     pub(super) name: &'static str,
     pub(super) idempotent: bool,
-    /// One target gets this long for an answer, or for the beginning of a stream.
+    /// A target gets this long for an answer, or for the beginning of a stream, while there is another one to ask.
     pub(super) attempt: Duration,
 }
 
@@ -189,7 +189,8 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
             let context = CallCx { attempt: cx.attempt.saturating_add(attempts), ..cx.clone() };
             let began = Instant::now();
             let work = ask(target.peer.clone(), context, asked);
-            let answer = if method.attempt < cx.remaining() {
+            // Whoever is asked last gets all the time there is.
+            let answer = if !queue.is_empty() && method.attempt < cx.remaining() {
                 timeout(method.attempt, work).await.unwrap_or_else(|_| Err(self.silent(&target, method)))
             } else {
                 work.await
