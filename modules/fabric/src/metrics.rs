@@ -8,7 +8,11 @@ use std::{sync::OnceLock, time::Duration};
 /// Labels: `module`, `method`, `locality` (local, remote, served), `outcome` (ok, or the error's kind).
 pub const CALL_SECONDS: &str = "quickcomm_module_call_seconds";
 
+/// When the certificate of this process ends, in seconds since 1970.
+pub const CERTIFICATE_EXPIRES: &str = "quickcomm_certificate_expires_timestamp_seconds";
+
 pub fn describe() {
+    metrics::describe_gauge!(CERTIFICATE_EXPIRES, metrics::Unit::Seconds, "When the certificate for module calls ends, since 1970");
     metrics::describe_histogram!(CALL_SECONDS, metrics::Unit::Seconds, "A call between modules, until its answer or its stream has begun");
 }
 

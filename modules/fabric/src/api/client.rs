@@ -5,6 +5,7 @@ use crate::{
     context,
     error::from_status,
     guard::{Bounds, Deadline, items, passes},
+    link::Link,
     metrics::Locality,
     wire::{
         Unreadable, all,
@@ -19,17 +20,16 @@ use contracts::{
     inference::Insight,
 };
 use futures::StreamExt;
-use tonic::transport::Channel;
 
 pub(crate) struct Remote {
-    client: ConversationsClient<Channel>,
+    client: ConversationsClient<Link>,
     methods: Methods,
 }
 
 impl Remote {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(link: Link) -> Self {
         let client =
-            ConversationsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+            ConversationsClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, methods: Methods::new(Locality::Remote) }
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     context,
     error::from_status,
     guard::{Bounds, passes},
+    link::Link,
     metrics::Locality,
     wire::{
         Unreadable,
@@ -22,17 +23,17 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 use tracing::Instrument;
 
 pub(crate) struct Remote {
-    client: AudioClient<Channel>,
+    client: AudioClient<Link>,
     methods: Methods,
 }
 
 impl Remote {
-    pub(crate) fn new(channel: Channel) -> Self {
-        let client = AudioClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    pub(crate) fn new(link: Link) -> Self {
+        let client = AudioClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, methods: Methods::new(Locality::Remote) }
     }
 

@@ -5,6 +5,7 @@ use crate::{
     context,
     error::from_status,
     guard::{Bounds, Deadline, items, passes},
+    link::Link,
     metrics::Locality,
     wire::{
         Unreadable, all,
@@ -18,17 +19,15 @@ use contracts::{
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
 };
 use futures::StreamExt;
-use tonic::transport::Channel;
 
 pub(crate) struct Remote {
-    client: InferenceClient<Channel>,
+    client: InferenceClient<Link>,
     methods: Methods,
 }
 
 impl Remote {
-    pub(crate) fn new(channel: Channel) -> Self {
-        let client =
-            InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    pub(crate) fn new(link: Link) -> Self {
+        let client = InferenceClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, methods: Methods::new(Locality::Remote) }
     }
 }
