@@ -12,6 +12,7 @@ use api::{
 };
 use audio::{engine::Engine, ingest::Ingest};
 use contracts::{Audio, Conversations, Inference};
+use fabric::Network;
 use platform::{
     bus::{Bus, Memory},
     onnx::Runtime,
@@ -56,21 +57,22 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         false => None,
     };
     let models = Models::load(&config).await?;
+    let network = network(&config, &mut tasks)?;
     let handles = Handles {
         audio: match config.modules.audio.mode {
             Mode::Local => models.engine.clone().map(|engine| fabric::local::audio(engine)),
-            Mode::Remote => Some(fabric::connect::audio(endpoint(&config.modules.audio)).context("modules.audio.endpoints")?),
+            Mode::Remote => Some(network.audio(endpoint(&config.modules.audio)).context("modules.audio.endpoints")?),
         },
         inference: match config.modules.inference.mode {
             Mode::Local => models.inference.clone().map(|inference| fabric::local::inference(inference)),
-            Mode::Remote => Some(fabric::connect::inference(endpoint(&config.modules.inference)).context("modules.inference.endpoints")?),
+            Mode::Remote => Some(network.inference(endpoint(&config.modules.inference)).context("modules.inference.endpoints")?),
         },
         conversations: record.clone().map(|record| fabric::local::conversations(record)),
     };
     name_modules(&status, &config);
     for (name, place) in [("audio", &config.modules.audio), ("inference", &config.modules.inference)] {
         if place.mode == Mode::Remote {
-            watch(name, place, &status, &mut tasks)?;
+            watch(name, place, &network, &status, &mut tasks)?;
         }
     }
 
@@ -87,7 +89,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
                 inference: models.inference.clone().map(|i| i as Arc<dyn Inference>),
                 conversations: front.as_ref().map(|f| f.conversations.clone()),
             };
-            let server = fabric::serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
+            let server = network.serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
             let bound = server.address().to_owned();
             tasks.spawn("grpc", OnEnd::ExitProcess, STOP_LIMIT, |stop| server.run(stop));
             Some(bound)
@@ -290,9 +292,9 @@ fn name_modules(status: &Status, config: &Config) {
 }
 
 /// Asks a remote module how it is, so that the status page and `/readyz` know before a caller finds out.
-fn watch(name: &'static str, place: &Place, status: &Status, tasks: &mut Supervisor) -> anyhow::Result<()> {
-    let health = fabric::connect::health(endpoint(place)).with_context(|| format!("modules.{name}.endpoints"))?;
-    let status = status.clone();
+fn watch(name: &'static str, place: &Place, network: &Network, status: &Status, tasks: &mut Supervisor) -> anyhow::Result<()> {
+    let health = network.health(endpoint(place)).with_context(|| format!("modules.{name}.endpoints"))?;
+    let (status, endpoint) = (status.clone(), endpoint(place).to_owned());
     tasks.spawn("peers", OnEnd::ExitProcess, STOP_LIMIT, move |stop| async move {
         let mut look = tokio::time::interval(PEER_CHECK);
         loop {
@@ -301,9 +303,59 @@ fn watch(name: &'static str, place: &Place, status: &Status, tasks: &mut Supervi
                 Ok(()) => status.turn(name, ModuleState::Ready, "serving"),
                 Err(error) => status.turn(name, ModuleState::Failing, error.to_string()),
             }
+            status.met(name, health.peer().map(|peer| introduced(&endpoint, &peer)));
         }
     });
     Ok(())
+}
+
+fn introduced(endpoint: &str, peer: &fabric::Introduction) -> admin::Peer {
+    admin::Peer {
+        endpoint: endpoint.into(),
+        build: peer.build.clone(),
+        contracts: [*peer.contracts.start(), *peer.contracts.end()],
+        cluster: peer.cluster.clone(),
+        roles: peer.roles.clone(),
+        models: peer.models.clone(),
+    }
+}
+
+/// How this process shows itself to others, and its certificate if it has one.
+fn network(config: &Config, tasks: &mut Supervisor) -> anyhow::Result<Network> {
+    let roles: Vec<fabric::Role> = config
+        .roles
+        .iter()
+        .map(|role| match role {
+            Role::Api => fabric::Role::Api,
+            Role::Audio => fabric::Role::Audio,
+            Role::Inference => fabric::Role::Inference,
+        })
+        .collect();
+    let tls = match &config.grpc.tls {
+        Some(tls) => {
+            let files = fabric::Files { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone() };
+            let tls = Arc::new(fabric::Tls::load(files).context("grpc.tls")?);
+            let served = config.grpc.listen.as_ref().is_some_and(|listen| listen.starts_with("https:"));
+            if let Some(missing) = roles.iter().find(|role| served && !tls.roles().contains(role)) {
+                anyhow::bail!("grpc.tls.cert: it names no role {missing}, which this process serves: callers would refuse it");
+            }
+            let watched = tls.clone();
+            tasks.spawn("certificates", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+                tokio::select! { () = watched.watch() => {}, () = stop.cancelled() => {} }
+                Ok(())
+            });
+            Some(tls)
+        }
+        None => None,
+    };
+    let own = fabric::Introduction {
+        build: env!("CARGO_PKG_VERSION").into(),
+        roles: roles.iter().map(ToString::to_string).collect(),
+        cluster: config.grpc.cluster.clone(),
+        models: platform::onnx::hashes(&config.models),
+        ..Default::default()
+    };
+    Ok(Network::new(own, tls))
 }
 
 fn describe_metrics() {

@@ -43,11 +43,27 @@ pub struct Http {
     pub addr: SocketAddr,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grpc {
-    /// Where this process serves its modules to others: `http://127.0.0.1:7443` or `unix:/path`. Default: not at all.
+    /// Where this process serves its modules to others: `https://10.0.0.7:7443`, `http://127.0.0.1:7443` or `unix:/path`.
+    /// Default: not at all.
     pub listen: Option<String>,
+    /// Processes of different clusters refuse each other. Default: quickcomm
+    pub cluster: String,
+    /// For https, at either end. `quickcomm certs` makes such files for development. Default: none
+    pub tls: Option<GrpcTls>,
+}
+
+/// PEM files. They are read again when they change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcTls {
+    /// The authorities whose certificates are believed.
+    pub ca: PathBuf,
+    /// This process's certificate; its roles stand in it as `quickcomm://role/…`.
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,7 +101,7 @@ pub struct Modules {
 pub struct Place {
     /// `local`: in this process; `remote`: at `endpoints`. Default: local
     pub mode: Mode,
-    /// `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`; with `remote` exactly one, until there is routing.
+    /// `https://10.0.0.7:7443`, `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`; with `remote` exactly one, until there is routing.
     pub endpoints: Vec<String>,
 }
 
@@ -119,6 +135,12 @@ impl Default for Config {
 impl Default for Http {
     fn default() -> Self {
         Self { addr: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self { listen: None, cluster: "quickcomm".into(), tls: None }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Errors go to stderr with what to do next; 0 is done, 1 failed, 2 was asked wrongly.
 
+pub mod certs;
 pub mod completions;
 pub mod demo;
 pub mod serve;
@@ -27,6 +28,8 @@ enum Command {
     Transcribe(transcribe::Options),
     /// Show how a running process does.
     Status(status::Options),
+    /// Make a development authority and certificates for module calls.
+    Certs(certs::Options),
     /// Print shell completions.
     Completions(completions::Options),
 }
@@ -37,6 +40,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Demo(options) => demo::run(options).await,
         Command::Transcribe(options) => transcribe::run(options).await,
         Command::Status(options) => status::run(options).await,
+        Command::Certs(options) => certs::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }
 }

@@ -19,7 +19,7 @@ pub struct Options {
     /// API, dashboard and callers' sockets; port 0 takes a free one.
     #[arg(long)]
     http: Option<SocketAddr>,
-    /// Serve this process's modules to others: http://127.0.0.1:PORT or unix:/PATH.
+    /// Serve this process's modules to others: https://IP:PORT, http://127.0.0.1:PORT or unix:/PATH.
     #[arg(long)]
     grpc: Option<String>,
     /// Health and metrics; port 0 takes a free one.
