@@ -34,6 +34,8 @@ pub use serve::{ServeError, Server, Services, serve};
 pub use tls::{Files, Tls, TlsError};
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod round_trip;
 #[cfg(test)]
 mod suites;
