@@ -4,6 +4,7 @@ pub mod certs;
 pub mod completions;
 pub mod demo;
 pub mod serve;
+pub mod split;
 pub mod status;
 pub mod transcribe;
 
@@ -30,6 +31,8 @@ enum Command {
     Status(status::Options),
     /// Make a development authority and certificates for module calls.
     Certs(certs::Options),
+    /// Start api, audio and inference as three processes on this machine.
+    Split(split::Options),
     /// Print shell completions.
     Completions(completions::Options),
 }
@@ -41,6 +44,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Transcribe(options) => transcribe::run(options).await,
         Command::Status(options) => status::run(options).await,
         Command::Certs(options) => certs::run(options).await,
+        Command::Split(options) => split::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }
 }
