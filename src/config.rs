@@ -1,6 +1,6 @@
 //! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
 
-use platform::{settings, telemetry};
+use platform::{settings, telemetry, trace};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -23,6 +23,7 @@ pub struct Config {
     pub auth: Auth,
     pub modules: Modules,
     pub log: telemetry::Settings,
+    pub otlp: trace::Settings,
     pub audio: audio::settings::Settings,
     pub inference: inference::Settings,
     pub api: api::settings::Settings,
@@ -125,6 +126,7 @@ impl Default for Config {
             auth: Auth::default(),
             modules: Modules::default(),
             log: telemetry::Settings::default(),
+            otlp: trace::Settings::default(),
             audio: audio::settings::Settings::default(),
             inference: inference::Settings::default(),
             api: api::settings::Settings::default(),

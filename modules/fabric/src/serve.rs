@@ -3,7 +3,8 @@
 //! Invariants:
 //! - it listens before [`serve`] returns: with TLS anywhere, without on loopback or a Unix socket that only this user may open;
 //! - over TLS, callers may call what their certificate's roles allow;
-//! - stopping ends: new calls are refused at once, watches end, other calls get [`Server::GRACE`], then connections are cut.
+//! - stopping ends: new calls are refused at once, so that they go elsewhere; watches end; sessions end with the utterance under way, and
+//!   nothing that was heard is lost; other calls get [`Server::GRACE`]; then connections are told to go, and cut.
 
 use crate::{
     api, audio,
@@ -115,19 +116,26 @@ pub(crate) async fn run(
     grace: Duration,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let served = Served { stopping: stop.clone(), leaving: CancellationToken::new() };
-    let leaving = served.leaving.clone();
+    let served = Served::new(stop.clone(), grace);
+    let (leaving, calls) = (served.leaving.clone(), served.calls.clone());
+    let away = CancellationToken::new();
     let cut = CancellationToken::new();
     let (health, router) = routes(own, services, served).await;
     let connections = incoming.map(|(io, caller)| Ok::<_, io::Error>(Connection::new(io, caller, cut.clone())));
-    let serving = router.serve_with_incoming_shutdown(connections, stop.cancelled());
+    let serving = router.serve_with_incoming_shutdown(connections, away.cancelled());
     let ending = async {
         stop.cancelled().await;
         for module in [audio::MODULE, inference::MODULE, api::MODULE, ""] {
             health.set_service_status(module, ServingStatus::NotServing).await;
         }
-        tokio::time::sleep(grace).await;
+        calls.close();
+        // Connections stay until then: whoever calls is told that it is draining, not that nobody is there.
+        let finished = tokio::time::timeout(grace, calls.wait()).await.is_ok();
         leaving.cancel(); // handlers still at work say so to their callers
+        away.cancel();
+        if !finished {
+            warn!(calls = calls.len(), "calls did not end in time");
+        }
         tokio::time::sleep(grace / 4).await;
         warn!("connections did not end in time and are cut");
         cut.cancel();
@@ -161,7 +169,7 @@ async fn routes(own: Arc<Introduction>, services: Services, served: Served) -> (
         };
     }
     if let Some(module) = services.audio {
-        offer!(audio::MODULE, AudioServer, audio::server::Server::new(module, served.leaving.clone()));
+        offer!(audio::MODULE, AudioServer, audio::server::Server::new(module, served.clone()));
     }
     if let Some(module) = services.inference {
         offer!(inference::MODULE, InferenceServer, inference::server::Server::new(module, served.clone()));

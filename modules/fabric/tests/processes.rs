@@ -154,7 +154,7 @@ async fn what_never_ends_does_not_keep_a_process() {
     assert!(begun.elapsed() < GRACE / 2, "so it ends at once");
     let told = timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "a session is told: {told}");
-    assert!(begun.elapsed() >= GRACE, "after its grace");
+    assert!(begun.elapsed() < GRACE / 2, "at once, because nobody was speaking");
     assert_eq!(timeout(PATIENCE, frames.send(vec![1; 8000].into())).await.unwrap().unwrap_err(), told);
     assert_eq!(hung.await.unwrap().unwrap_err().kind, ErrorKind::Unavailable);
     process.stop().await;

@@ -4,7 +4,7 @@ use super::Methods;
 use crate::{
     context,
     error::from_status,
-    guard::{Bounds, passes},
+    guard::passes,
     link::Link,
     metrics::Locality,
     wire::{
@@ -59,8 +59,9 @@ impl Remote {
 
 #[async_trait]
 impl Audio for Remote {
-    async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
-        self.methods.open.call(Bounds::of(&cx), self.begin(cx, spec)).await
+    async fn open(&self, mut cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+        let bounds = self.methods.open.enter(&mut cx);
+        self.methods.open.call(bounds, self.begin(cx, spec)).await
     }
 }
 
