@@ -15,7 +15,7 @@ use api::{
 };
 use audio::{engine::Engine, ingest::Ingest};
 use contracts::{Audio, Conversations, Inference, route::Mode};
-use fabric::route::Dials;
+use fabric::{Network, route::Dials};
 use platform::{
     bus::{Bus, Memory},
     onnx::Runtime,
@@ -58,11 +58,12 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         false => None,
     };
     let models = Models::load(&config).await?;
+    let network = network(&config, &mut tasks)?;
     let mut front = None;
     match record {
         Some(record) => {
             let mut dials = Dials::default();
-            let handles = Handles::build(&config, &models, record.clone(), &mut dials)?;
+            let handles = Handles::build(&config, &models, &network, record.clone(), &mut dials)?;
             dial::attend(Arc::new(dials), &config, &status, &mut tasks);
             front = Some(Front::start(&config, &mut tasks, &status, &bus, record, handles).await?);
         }
@@ -75,7 +76,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
                 inference: models.inference.clone().map(|i| i as Arc<dyn Inference>),
                 conversations: front.as_ref().map(|f| f.conversations.clone()),
             };
-            let server = fabric::serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
+            let server = network.serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
             let bound = server.address().to_owned();
             tasks.spawn("grpc", OnEnd::ExitProcess, STOP_LIMIT, |stop| server.run(stop));
             Some(bound)
@@ -168,7 +169,7 @@ struct Handles {
 }
 
 impl Handles {
-    fn build(config: &Config, models: &Models, record: Arc<Record>, dials: &mut Dials) -> anyhow::Result<Self> {
+    fn build(config: &Config, models: &Models, network: &Network, record: Arc<Record>, dials: &mut Dials) -> anyhow::Result<Self> {
         let place = |place: &Place| fabric::route::Place { dial: place.dial(), endpoints: place.endpoints.clone() };
         let (audio, inference, api) = (&config.modules.audio, &config.modules.inference, &config.modules.api);
         let engine = models.engine.clone().map(|engine| fabric::local::audio(engine));
@@ -176,9 +177,10 @@ impl Handles {
         let kept = fabric::local::conversations(record);
         // A macro, because each contract is a type of its own.
         macro_rules! at {
-            ($module:ident) => {
-                Arc::new(|endpoint: &str| Ok((fabric::connect::$module(endpoint)?, fabric::connect::health(endpoint)?)))
-            };
+            ($module:ident) => {{
+                let network = network.clone();
+                Arc::new(move |endpoint: &str| Ok((network.$module(endpoint)?, network.health(endpoint)?)))
+            }};
         }
         Ok(Self {
             audio: dials.audio(engine, &place(audio), at!(audio)).context("modules.audio.endpoints")?,
@@ -269,6 +271,44 @@ impl Front {
         });
         Ok(Self { ingest, conversations, addr })
     }
+}
+
+/// How this process shows itself to others, and its certificate if it has one.
+fn network(config: &Config, tasks: &mut Supervisor) -> anyhow::Result<Network> {
+    let roles: Vec<fabric::Role> = config
+        .roles
+        .iter()
+        .map(|role| match role {
+            Role::Api => fabric::Role::Api,
+            Role::Audio => fabric::Role::Audio,
+            Role::Inference => fabric::Role::Inference,
+        })
+        .collect();
+    let tls = match &config.grpc.tls {
+        Some(tls) => {
+            let files = fabric::Files { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone() };
+            let tls = Arc::new(fabric::Tls::load(files).context("grpc.tls")?);
+            let served = config.grpc.listen.as_ref().is_some_and(|listen| listen.starts_with("https:"));
+            if let Some(missing) = roles.iter().find(|role| served && !tls.roles().contains(role)) {
+                anyhow::bail!("grpc.tls.cert: it names no role {missing}, which this process serves: callers would refuse it");
+            }
+            let watched = tls.clone();
+            tasks.spawn("certificates", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+                tokio::select! { () = watched.watch() => {}, () = stop.cancelled() => {} }
+                Ok(())
+            });
+            Some(tls)
+        }
+        None => None,
+    };
+    let own = fabric::Introduction {
+        build: env!("CARGO_PKG_VERSION").into(),
+        roles: roles.iter().map(ToString::to_string).collect(),
+        cluster: config.grpc.cluster.clone(),
+        models: platform::onnx::hashes(&config.models),
+        ..Default::default()
+    };
+    Ok(Network::new(own, tls))
 }
 
 fn describe_metrics() {

@@ -1,7 +1,7 @@
 //! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
 
 use contracts::route::{Dial, Mode, StepBack};
-use platform::{settings, telemetry};
+use platform::{settings, telemetry, trace};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -24,6 +24,7 @@ pub struct Config {
     pub auth: Auth,
     pub modules: Modules,
     pub log: telemetry::Settings,
+    pub otlp: trace::Settings,
     pub audio: audio::settings::Settings,
     pub inference: inference::Settings,
     pub api: api::settings::Settings,
@@ -53,11 +54,27 @@ pub struct Http {
     pub addr: SocketAddr,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grpc {
-    /// Where this process serves its modules to others: `http://127.0.0.1:7443` or `unix:/path`. Default: not at all.
+    /// Where this process serves its modules to others: `https://10.0.0.7:7443`, `http://127.0.0.1:7443` or `unix:/path`.
+    /// Default: not at all.
     pub listen: Option<String>,
+    /// Processes of different clusters refuse each other. Default: quickcomm
+    pub cluster: String,
+    /// For https, at either end. `quickcomm certs` makes such files for development. Default: none
+    pub tls: Option<GrpcTls>,
+}
+
+/// PEM files. They are read again when they change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcTls {
+    /// The authorities whose certificates are believed.
+    pub ca: PathBuf,
+    /// This process's certificate; its roles stand in it as `quickcomm://role/…`.
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,7 +112,8 @@ pub struct Modules {
 pub struct Place {
     /// `local`: in this process; `remote`: at `endpoints`; `routed`: by percentage, each side standing in for the other. Default: local
     pub mode: Mode,
-    /// `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`, one or more; with `local` they wait for the dial to be turned.
+    /// `https://10.0.0.7:7443`, `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`, one or more; with `local` they wait for the
+    /// dial to be turned.
     pub endpoints: Vec<String>,
     pub route: Route,
 }
@@ -131,6 +149,7 @@ impl Default for Config {
             auth: Auth::default(),
             modules: Modules::default(),
             log: telemetry::Settings::default(),
+            otlp: trace::Settings::default(),
             audio: audio::settings::Settings::default(),
             inference: inference::Settings::default(),
             api: api::settings::Settings::default(),
@@ -142,6 +161,12 @@ impl Default for Config {
 impl Default for Http {
     fn default() -> Self {
         Self { addr: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self { listen: None, cluster: "quickcomm".into(), tls: None }
     }
 }
 

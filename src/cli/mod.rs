@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand. Errors go to stderr with what to do next; 0 is done, 1 failed, 2 was asked wrongly.
 
+pub mod certs;
 pub mod completions;
 pub mod demo;
 pub mod route;
 pub mod serve;
+pub mod split;
 pub mod status;
 pub mod transcribe;
 
@@ -30,6 +32,10 @@ enum Command {
     Status(status::Options),
     /// Show or turn where a module's calls go.
     Route(route::Options),
+    /// Make a development authority and certificates for module calls.
+    Certs(certs::Options),
+    /// Start api, audio and inference as three processes on this machine.
+    Split(split::Options),
     /// Print shell completions.
     Completions(completions::Options),
 }
@@ -41,6 +47,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Transcribe(options) => transcribe::run(options).await,
         Command::Status(options) => status::run(options).await,
         Command::Route(options) => route::run(options).await,
+        Command::Certs(options) => certs::run(options).await,
+        Command::Split(options) => split::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }
 }

@@ -19,7 +19,7 @@ pub struct Options {
     /// API, dashboard and callers' sockets; port 0 takes a free one.
     #[arg(long)]
     http: Option<SocketAddr>,
-    /// Serve this process's modules to others: http://127.0.0.1:PORT or unix:/PATH.
+    /// Serve this process's modules to others: https://IP:PORT, http://127.0.0.1:PORT or unix:/PATH.
     #[arg(long)]
     grpc: Option<String>,
     /// Health and metrics; port 0 takes a free one.
@@ -71,6 +71,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let metrics = platform::telemetry::start(&config.log)?;
+    platform::trace::start(&config.otlp, &config.roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect::<Vec<_>>().join(","))
+        .context("otlp.endpoint")?;
     let stop = CancellationToken::new();
     let told = stop.clone();
     let json = options.json;
@@ -86,8 +88,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             told.cancel();
         }
     });
-    crate::run(config, metrics, stop, announce).await?;
-    Ok(ExitCode::SUCCESS)
+    let ended = crate::run(config, metrics, stop, announce).await;
+    let _ = tokio::task::spawn_blocking(platform::trace::stop).await;
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 fn say_where(addresses: &crate::Addresses, json: bool) {

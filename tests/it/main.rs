@@ -5,6 +5,7 @@
 mod bad_input;
 mod browser;
 mod calls;
+mod certs;
 mod crash;
 mod deepgram_sdk;
 mod layering;

@@ -2,9 +2,15 @@
 
 use crate::{
     calls::{play, recorded_text},
-    support::{Server, demo_calls, eventually, models, script_text, texts, words},
+    certs::{borrowed, certificate},
+    support::{ROOT, Server, demo_calls, eventually, models, script_text, texts, words},
 };
-use std::time::Duration;
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn demo_calls_run_through_three_processes() {
@@ -14,22 +20,23 @@ async fn demo_calls_run_through_three_processes() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let socket = format!("unix:{}", path("audio.sock").display());
-    // One over a Unix socket, one over TCP.
+    // One over a Unix socket, one over TCP with certificates.
     let hears = Server::start(&path("a"), &["--roles", "audio", "--grpc", &socket], &[]);
-    let understands = Server::start(&path("i"), &["--roles", "inference", "--grpc", "http://127.0.0.1:0"], &[]);
+    let of_inference = certificate(&path("certs"), "inference");
+    let understands = Server::start(&path("i"), &["--roles", "inference", "--grpc", "https://127.0.0.1:0"], &borrowed(&of_inference));
     let endpoint = understands.grpc.clone().expect("it says where it serves");
+    assert!(endpoint.starts_with("https://"), "{endpoint}");
     let remote = |endpoint: &str| format!("[\"{endpoint}\"]");
     let (audio, inference) = (remote(&socket), remote(&endpoint));
-    let front = Server::start(
-        &path("f"),
-        &["--roles", "api"],
-        &[
-            ("QUICKCOMM_MODULES__AUDIO__MODE", "remote"),
-            ("QUICKCOMM_MODULES__AUDIO__ENDPOINTS", &audio),
-            ("QUICKCOMM_MODULES__INFERENCE__MODE", "remote"),
-            ("QUICKCOMM_MODULES__INFERENCE__ENDPOINTS", &inference),
-        ],
-    );
+    let of_api = certificate(&path("certs"), "api");
+    let mut env = vec![
+        ("QUICKCOMM_MODULES__AUDIO__MODE", "remote"),
+        ("QUICKCOMM_MODULES__AUDIO__ENDPOINTS", audio.as_str()),
+        ("QUICKCOMM_MODULES__INFERENCE__MODE", "remote"),
+        ("QUICKCOMM_MODULES__INFERENCE__ENDPOINTS", inference.as_str()),
+    ];
+    env.extend(borrowed(&of_api));
+    let front = Server::start(&path("f"), &["--roles", "api"], &env);
     let calls: Vec<_> = demo_calls().into_iter().take(4).collect();
     let (mut wrong, mut of) = (0, 0);
     for (call, id, events) in play(calls, &front.http).await {
@@ -53,7 +60,88 @@ async fn demo_calls_run_through_three_processes() {
         modes.contains(&("audio", "remote")) && modes.contains(&("inference", "remote")) && modes.contains(&("api", "local")),
         "{modes:?}"
     );
+    let peer = &status["peers"]["inference"];
+    assert_eq!((&peer["endpoint"], &peer["cluster"], &peer["roles"][0]), (&json!(endpoint), &json!("quickcomm"), &json!("inference")));
+    assert!(peer["models"]["minilm-l6-v2"].is_string(), "{peer}");
     for server in [front, hears, understands] {
         assert!(server.stop(), "SIGTERM did not end in exit code 0");
     }
+}
+
+/// `quickcomm split`, and what it tells as lines.
+struct Split {
+    child: Child,
+    lines: Box<dyn Iterator<Item = Value>>,
+}
+
+impl Split {
+    fn start(data: &std::path::Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
+            .args(["split", "--json", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"])
+            .arg(data)
+            .current_dir(ROOT)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let lines = stdout.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        Self { child, lines: Box::new(lines) }
+    }
+
+    /// The first line that tells this, and the pid in it.
+    fn wait_for(&mut self, role: &str, state: &str) -> u32 {
+        let told = |line: &Value| line["role"] == role && line["state"].as_str().is_some_and(|told| told.starts_with(state));
+        let line = self.lines.find(told).unwrap_or_else(|| panic!("{role} was never {state}"));
+        u32::try_from(line["pid"].as_u64().unwrap()).unwrap()
+    }
+
+    /// ctrl-c, and the exit code.
+    fn interrupt(mut self) -> Option<i32> {
+        Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        let begun = Instant::now();
+        self.lines.by_ref().for_each(drop);
+        let status = self.child.wait().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        status.code()
+    }
+}
+
+fn runs(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn split_starts_three_processes_and_stops_them_together() {
+    if models().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut split = Split::start(folder.path());
+    let said = split.lines.find(|line| line["said"].is_string()).expect("it says where the dashboard is");
+    let front = said["said"].as_str().unwrap().rsplit(' ').next().unwrap().to_owned();
+    assert!(reqwest::get(&front).await.unwrap().status().is_success(), "{front}");
+    let mut pids = vec![];
+    for role in ["audio", "inference"] {
+        // The front is ready last: it has looked at both.
+        pids.push(split.wait_for(role, "ready"));
+    }
+    pids.push(split.wait_for("api", "ready"));
+    assert!(pids.iter().all(|pid| runs(*pid)), "{pids:?}");
+    assert_eq!(split.interrupt(), Some(0));
+    assert!(!pids.iter().any(|pid| runs(*pid)), "{pids:?} outlive their parent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn split_tells_when_a_process_is_lost_and_does_not_hide_it() {
+    if models().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut split = Split::start(folder.path());
+    let inference = split.wait_for("inference", "ready");
+    split.wait_for("api", "ready");
+    Command::new("kill").args(["-9", &inference.to_string()]).status().unwrap();
+    assert_eq!(split.wait_for("inference", "ended: signal: 9"), inference);
+    split.wait_for("api", "failing: inference: nobody answers at unix:");
+    assert_eq!(split.interrupt(), Some(1), "a loss is no success");
 }

@@ -15,6 +15,7 @@ use cpu::CpuMeter;
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -62,6 +63,21 @@ pub struct Module {
     pub detail: String,
 }
 
+/// A process that answers for a remote module, as it introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Peer {
+    #[schema(example = "https://10.0.0.7:7443")]
+    pub endpoint: String,
+    #[schema(example = "0.1.0")]
+    pub build: String,
+    /// Oldest and newest version of the contracts it speaks.
+    pub contracts: [u32; 2],
+    pub cluster: String,
+    pub roles: Vec<String>,
+    /// Hash of each model, by its name.
+    pub models: BTreeMap<String, String>,
+}
+
 /// The one place where this process keeps what it knows of itself. Cheap to clone; every clone is the same status.
 #[derive(Clone)]
 pub struct Status(Arc<Inner>);
@@ -74,6 +90,7 @@ struct Inner {
     draining: AtomicBool,
     live: AtomicUsize,
     modules: Mutex<Vec<Module>>,
+    peers: Mutex<BTreeMap<String, Peer>>,
     tiers: Mutex<Vec<TierStatus>>,
     routes: Mutex<Option<Arc<dyn Routes>>>,
 }
@@ -89,6 +106,7 @@ impl Status {
             draining: AtomicBool::new(false),
             live: AtomicUsize::new(0),
             modules: Mutex::default(),
+            peers: Mutex::default(),
             tiers: Mutex::default(),
             routes: Mutex::default(),
         }))
@@ -120,6 +138,15 @@ impl Status {
         self.0.routes.lock().clone()
     }
 
+    /// Who answers for a remote module now; `None` while nobody does.
+    pub fn met(&self, module: &str, peer: Option<Peer>) {
+        let mut peers = self.0.peers.lock();
+        match peer {
+            Some(peer) => peers.insert(module.into(), peer),
+            None => peers.remove(module),
+        };
+    }
+
     /// From now on `/readyz` says no, so that a balancer sends callers elsewhere while accepted work is finished.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
@@ -149,6 +176,7 @@ impl Status {
             uptime_s: self.0.started.elapsed().as_secs(),
             recordings: self.0.recordings,
             modules: self.0.modules.lock().clone(),
+            peers: self.0.peers.lock().clone(),
             tiers: self
                 .0
                 .tiers
@@ -173,6 +201,8 @@ pub struct StatusReport {
     /// Whether audio is kept, so that a call can be heard again.
     pub recordings: bool,
     pub modules: Vec<Module>,
+    /// By the module they answer for.
+    pub peers: BTreeMap<String, Peer>,
     /// Which rung answers each task now.
     pub tiers: Vec<TierReport>,
     pub conversations: ConversationsReport,

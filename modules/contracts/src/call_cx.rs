@@ -62,7 +62,6 @@ impl CallCx {
     pub fn child(&self, budget: Duration) -> Self {
         Self {
             deadline: self.deadline.min(Instant::now() + budget),
-            trace: self.trace.child(),
             depth: self.depth.saturating_add(1),
             attempt: 0,
             cancel: self.cancel.child_token(),

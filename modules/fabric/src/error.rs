@@ -7,7 +7,7 @@
 //!
 //! The error travels in our own trailer: tonic panics on a standard `grpc-status-details-bin` that is not base64.
 
-use crate::wire::quickcomm::call::v1 as pb;
+use crate::{link::NoLink, wire::quickcomm::call::v1 as pb};
 use contracts::{CallError, ErrorKind, Origin, Retry};
 use prost::Message;
 use std::{error::Error, time::Duration};
@@ -32,15 +32,22 @@ pub(crate) fn concise(mut error: CallError) -> CallError {
 }
 
 pub(crate) fn to_status(error: CallError) -> Status {
+    to_status_as(code_of(error.kind), error)
+}
+
+/// With a code that tells others more than our kind does.
+pub(crate) fn to_status_as(code: Code, error: CallError) -> Status {
     let error = concise(error);
     let mut trailers = MetadataMap::new();
-    let code = code_of(error.kind);
     let name = error.kind.name();
     trailers.insert_bin(TRAILER, BinaryMetadataValue::from_bytes(&pb::Error::from(error).encode_to_vec()));
     Status::with_metadata(code, name, trailers)
 }
 
 pub(crate) fn from_status(status: Status) -> CallError {
+    if let Some(no) = causes(&status).find_map(|cause| cause.downcast_ref::<NoLink>()) {
+        return concise(no.clone().into());
+    }
     let carried =
         status.metadata().get_bin(TRAILER).and_then(|value| value.to_bytes().ok()).and_then(|bytes| pb::Error::decode(bytes).ok());
     match carried {
@@ -69,7 +76,6 @@ fn of_transport(status: &Status) -> CallError {
     let said = |kind, retry, detail: String| concise(CallError::new(kind, retry, detail).from(Origin::Transport));
     let text = with_causes(status);
     match status.code() {
-        Code::Unavailable if never_arrived(status) => said(ErrorKind::Unavailable, Retry::Safe, format!("nobody answers there: {text}")),
         Code::Unavailable if status.source().is_none() => said(ErrorKind::Unavailable, Retry::Safe, text),
         Code::Unimplemented => said(ErrorKind::Unavailable, Retry::Never, "the process at the other end does not host this module".into()),
         Code::OutOfRange => said(ErrorKind::TooLarge, Retry::Never, text),
@@ -79,12 +85,9 @@ fn of_transport(status: &Status) -> CallError {
     }
 }
 
-fn never_arrived(status: &Status) -> bool {
-    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
-}
-
-fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(status.source(), |cause: &&(dyn Error + 'static)| (*cause).source())
+/// What lies behind an error, outermost first.
+pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source())
 }
 
 /// The innermost cause is the one that helps: "transport error" does not, "connection refused" does.

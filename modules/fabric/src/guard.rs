@@ -14,6 +14,7 @@ use crate::{
 };
 use contracts::{CallCx, CallError, ErrorKind, EventStream, Origin, Retry, TraceCx, audio::MAX_MESSAGE_BYTES, call_cx::MAX_DEPTH};
 use futures::{FutureExt, StreamExt};
+use platform::trace::{self, Side};
 use prost::Message;
 use std::panic::AssertUnwindSafe;
 use tokio::time::Instant;
@@ -26,16 +27,15 @@ pub(crate) struct Bounds {
     deadline: Instant,
     cancel: CancellationToken,
     depth: u8,
+    /// The call's own place in the trace, what it is below, and, in one process, the callee's below it.
     trace: TraceCx,
+    above: TraceCx,
+    below: TraceCx,
     /// The process that serves the call is going down.
     leaving: Option<CancellationToken>,
 }
 
 impl Bounds {
-    pub(crate) fn of(cx: &CallCx) -> Self {
-        Self { deadline: cx.deadline, cancel: cx.cancel.clone(), depth: cx.depth, trace: cx.trace, leaving: None }
-    }
-
     #[must_use]
     pub(crate) fn until(mut self, leaving: &CancellationToken) -> Self {
         self.leaving = Some(leaving.clone());
@@ -67,6 +67,11 @@ impl Bounds {
     }
 }
 
+/// The answer to a new call, and the end of a session, while what is under way is finished. Another place can take it at once.
+pub(crate) fn draining() -> CallError {
+    CallError::unavailable("draining: the process that hosts the module is stopping")
+}
+
 /// The answer of a module whose process goes down.
 pub(crate) fn leaving() -> CallError {
     CallError::unavailable("the process that hosts the module is stopping")
@@ -76,21 +81,68 @@ pub(crate) fn leaving() -> CallError {
 struct Timer<'a> {
     meter: &'a Meter,
     began: std::time::Instant,
+    spans: Option<[trace::Span; 2]>,
     answered: bool,
+}
+
+impl Timer<'_> {
+    fn ended<T>(&mut self, answer: &Result<T, CallError>) {
+        self.answered = true;
+        self.meter.record(self.began.elapsed(), answer);
+        for span in self.spans.iter_mut().flatten() {
+            match answer {
+                Ok(_) => span.note("outcome", "ok"),
+                Err(error) => {
+                    span.note("outcome", error.kind.name());
+                    span.failed(error.detail.clone());
+                }
+            }
+        }
+    }
 }
 
 impl Drop for Timer<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.meter.record::<()>(self.began.elapsed(), &Err(CallError { detail: String::new(), ..CallError::cancelled() }));
+            self.ended::<()>(&Err(CallError { detail: String::new(), ..CallError::cancelled() }));
         }
     }
 }
 
 impl Meter {
+    /// Begins a call: from here on it has its own place in the trace, and what it calls stands below it.
+    pub(crate) fn enter(&self, cx: &mut CallCx) -> Bounds {
+        let above = cx.trace;
+        let (mut trace, mut below) = (above, above);
+        if trace::wants(&above) {
+            trace = above.child();
+            below = if self.locality == Locality::Local { trace.child() } else { trace };
+            cx.trace = below;
+        }
+        Bounds { deadline: cx.deadline, cancel: cx.cancel.clone(), depth: cx.depth, trace, above, below, leaving: None }
+    }
+
+    /// Both sides of a call are seen, whether or not they share a process: a trace is the same tree wherever its modules run.
+    fn spans(&self, bounds: &Bounds) -> Option<[trace::Span; 2]> {
+        if !trace::wants(&bounds.trace) {
+            return None;
+        }
+        let span = |verb: &str, side, own, above| {
+            let mut span = trace::Span::begin(format!("{verb} {}.{}", self.module, self.method), side, own, above);
+            span.note("locality", self.locality.name());
+            span
+        };
+        let Bounds { trace, above, below, .. } = *bounds;
+        Some(match self.locality {
+            Locality::Local => [span("call", Side::Caller, trace, above), span("serve", Side::Callee, below, trace)],
+            Locality::Remote => [span("call", Side::Caller, trace, above), trace::Span::none()],
+            Locality::Served => [trace::Span::none(), span("serve", Side::Callee, trace, above)],
+        })
+    }
+
     /// One call, or the opening of a stream.
     pub(crate) async fn call<T>(&self, bounds: Bounds, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
-        let mut timer = Timer { meter: self, began: std::time::Instant::now(), answered: false };
+        let mut timer = Timer { meter: self, began: std::time::Instant::now(), spans: self.spans(&bounds), answered: false };
         let answer = match bounds.check() {
             Ok(()) => {
                 // The work is polled first: an answer that is there at once costs no timer.
@@ -106,8 +158,7 @@ impl Meter {
             Err(reason) => Err(reason),
         };
         let answer = answer.map_err(concise);
-        timer.answered = true;
-        self.record(timer.began.elapsed(), &answer);
+        timer.ended(&answer);
         answer
     }
 
@@ -191,10 +242,10 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
             runtime.block_on(async {
                 let meter = Meter::new(Locality::Local, &"local".into(), "inference", "tiers");
-                let cx = CallCx::new(Duration::from_secs(1));
-                meter.call(Bounds::of(&cx), async { Ok(()) }).await.expect("an answer");
-                let _ = meter.call::<()>(Bounds::of(&cx), async { Err(CallError::busy(Duration::ZERO, "full")) }).await;
-                let dropped = meter.call::<()>(Bounds::of(&cx), std::future::pending());
+                let bounds = || meter.enter(&mut CallCx::new(Duration::from_secs(1)));
+                meter.call(bounds(), async { Ok(()) }).await.expect("an answer");
+                let _ = meter.call::<()>(bounds(), async { Err(CallError::busy(Duration::ZERO, "full")) }).await;
+                let dropped = meter.call::<()>(bounds(), std::future::pending());
                 assert!(dropped.now_or_never().is_none());
             });
         });
@@ -209,9 +260,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_panics_or_fails_ends_there() {
-        let cx = CallCx::new(Duration::from_secs(1));
+        let bounds = Meter::new(Locality::Local, "inference", "summarize").enter(&mut CallCx::new(Duration::from_secs(1)));
         let wild = futures::stream::iter(0..3).map(|n| if n == 1 { panic!("on purpose") } else { Ok(n) }).boxed();
-        let seen: Vec<Result<i32, CallError>> = items(Bounds::of(&cx), Deadline::Whole, wild, |_| Ok(())).collect().await;
+        let seen: Vec<Result<i32, CallError>> = items(bounds, Deadline::Whole, wild, |_| Ok(())).collect().await;
         assert_eq!(seen.len(), 2);
         assert_eq!(seen[1].as_ref().map_err(|e| e.kind), Err(ErrorKind::Panicked));
     }

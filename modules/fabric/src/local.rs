@@ -3,7 +3,7 @@
 use crate::{
     api::Methods as Api,
     audio::Methods as Hearing,
-    guard::{Bounds, Deadline, fits, items},
+    guard::{Deadline, fits, items},
     inference::Methods as Understanding,
     metrics::Locality,
     wire::quickcomm::{api::v1 as api, audio::v1 as audio, inference::v1 as inference},
@@ -37,8 +37,8 @@ struct Local<T: ?Sized, M> {
 
 #[async_trait]
 impl Audio for Local<dyn Audio, Hearing> {
-    async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn open(&self, mut cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+        let bounds = self.methods.open.enter(&mut cx);
         let work = async {
             fits::<audio::StreamSpec, _>(&spec)?;
             self.module.open(cx, spec).await
@@ -49,18 +49,19 @@ impl Audio for Local<dyn Audio, Hearing> {
 
 #[async_trait]
 impl Inference for Local<dyn Inference, Understanding> {
-    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+    async fn analyze(&self, mut cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        let bounds = self.methods.analyze.enter(&mut cx);
         let work = async {
             fits::<inference::AnalyzeRequest, _>(&request)?;
             let insights = self.module.analyze(cx.clone(), request).await?;
             fits::<inference::AnalyzeReply, _>(&insights)?;
             Ok(insights)
         };
-        self.methods.analyze.call(Bounds::of(&cx), work).await
+        self.methods.analyze.call(bounds, work).await
     }
 
-    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn summarize(&self, mut cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        let bounds = self.methods.summarize.enter(&mut cx);
         let work = async {
             fits::<inference::SummarizeRequest, _>(&request)?;
             self.module.summarize(cx, request).await
@@ -69,15 +70,16 @@ impl Inference for Local<dyn Inference, Understanding> {
         Ok(items(bounds, Deadline::Whole, summary, fits::<inference::SummaryItem, _>))
     }
 
-    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
-        self.methods.tiers.call(Bounds::of(&cx), async { self.module.tiers(cx).await }).await
+    async fn tiers(&self, mut cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        let bounds = self.methods.tiers.enter(&mut cx);
+        self.methods.tiers.call(bounds, async { self.module.tiers(cx).await }).await
     }
 }
 
 #[async_trait]
 impl Conversations for Local<dyn Conversations, Api> {
-    async fn open(&self, cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn open(&self, mut cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError> {
+        let bounds = self.methods.open.enter(&mut cx);
         let work = async {
             fits::<api::OpenRequest, _>(&request)?;
             self.module.open(cx, request).await
@@ -85,12 +87,13 @@ impl Conversations for Local<dyn Conversations, Api> {
         self.methods.open.call(bounds, work).await
     }
 
-    async fn attach(&self, cx: CallCx, request: Attach) -> Result<Attached, CallError> {
-        self.methods.attach.call(Bounds::of(&cx), async { self.module.attach(cx, request).await }).await
+    async fn attach(&self, mut cx: CallCx, request: Attach) -> Result<Attached, CallError> {
+        let bounds = self.methods.attach.enter(&mut cx);
+        self.methods.attach.call(bounds, async { self.module.attach(cx, request).await }).await
     }
 
-    async fn commit(&self, cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn commit(&self, mut cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
+        let bounds = self.methods.commit.enter(&mut cx);
         let work = async {
             fits::<api::CommitRequest, _>(&segments)?;
             self.module.commit(cx, segments).await
@@ -98,8 +101,8 @@ impl Conversations for Local<dyn Conversations, Api> {
         self.methods.commit.call(bounds, work).await
     }
 
-    async fn record(&self, cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn record(&self, mut cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
+        let bounds = self.methods.record.enter(&mut cx);
         let work = async {
             fits::<api::RecordRequest, _>(&insights)?;
             self.module.record(cx, insights).await
@@ -107,12 +110,13 @@ impl Conversations for Local<dyn Conversations, Api> {
         self.methods.record.call(bounds, work).await
     }
 
-    async fn close(&self, cx: CallCx, request: Close) -> Result<Conversation, CallError> {
-        self.methods.close.call(Bounds::of(&cx), async { self.module.close(cx, request).await }).await
+    async fn close(&self, mut cx: CallCx, request: Close) -> Result<Conversation, CallError> {
+        let bounds = self.methods.close.enter(&mut cx);
+        self.methods.close.call(bounds, async { self.module.close(cx, request).await }).await
     }
 
-    async fn conversation(&self, cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn conversation(&self, mut cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
+        let bounds = self.methods.conversation.enter(&mut cx);
         let work = async {
             let view = self.module.conversation(cx, id).await?;
             fits::<api::ConversationView, _>(&view)?;
@@ -121,8 +125,8 @@ impl Conversations for Local<dyn Conversations, Api> {
         self.methods.conversation.call(bounds, work).await
     }
 
-    async fn watch(&self, cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn watch(&self, mut cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
+        let bounds = self.methods.watch.enter(&mut cx);
         let events = self.methods.watch.call(bounds.clone(), async { self.module.watch(cx, id).await }).await?;
         Ok(items(bounds, Deadline::Opening, events, fits::<api::RecordEvent, _>))
     }

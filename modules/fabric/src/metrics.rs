@@ -25,8 +25,11 @@ pub const ROUTE_VERSION: &str = "quickcomm_route_version";
 pub const ROUTE_REMOTE: &str = "quickcomm_route_remote_ratio";
 /// Labels: `module`, `by` (file, operator, step_back).
 pub const ROUTE_CHANGES: &str = "quickcomm_route_changes_total";
+/// When the certificate of this process ends, in seconds since 1970.
+pub const CERTIFICATE_EXPIRES: &str = "quickcomm_certificate_expires_timestamp_seconds";
 
 pub fn describe() {
+    metrics::describe_gauge!(CERTIFICATE_EXPIRES, metrics::Unit::Seconds, "When the certificate for module calls ends, since 1970");
     metrics::describe_histogram!(CALL_SECONDS, metrics::Unit::Seconds, "A call between modules, until its answer or its stream has begun");
     metrics::describe_counter!(RETRIES, metrics::Unit::Count, "Calls asked again, of another target or of the same");
     metrics::describe_counter!(SHADOWS, metrics::Unit::Count, "Calls also asked of the other side, and how its answer compared");

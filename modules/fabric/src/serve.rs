@@ -1,53 +1,54 @@
 //! This process's modules, for other processes.
 //!
 //! Invariants:
-//! - it listens before [`serve`] returns, on loopback or a Unix socket that only this user may open;
-//! - stopping ends: new calls are refused at once, watches end, other calls get [`Server::GRACE`], then connections are cut.
+//! - it listens before [`serve`] returns: with TLS anywhere, without on loopback or a Unix socket that only this user may open;
+//! - over TLS, callers may call what their certificate's roles allow;
+//! - stopping ends: new calls are refused at once, so that they go elsewhere; watches end; sessions end with the utterance under way, and
+//!   nothing that was heard is lost; other calls get [`Server::GRACE`]; then connections are told to go, and cut.
 
 use crate::{
     api, audio,
-    connect::{CONNECTION_WINDOW, Liveness, STREAM_WINDOW},
+    connect::Network,
+    hello::{self, Introduction},
     inference,
+    link::{CONNECTION_WINDOW, Io, Liveness, STREAM_WINDOW},
+    listen::{Accepted, Listener},
+    role::{AllowListed, Caller},
     served::Served,
     wire::quickcomm::{
-        api::v1::conversations_server::ConversationsServer, audio::v1::audio_server::AudioServer,
+        api::v1::conversations_server::ConversationsServer, audio::v1::audio_server::AudioServer, hello::v1::peers_server::PeersServer,
         inference::v1::inference_server::InferenceServer,
     },
 };
 use contracts::{Audio, Conversations, Inference, audio::MAX_MESSAGE_BYTES};
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use std::{
-    fs, io,
-    net::{SocketAddr, ToSocketAddrs},
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
 /// Calls and sessions on one connection. HTTP/2 libraries ship 200, and call 201 would wait without a word.
 const STREAMS: u32 = 100_000;
 /// Callers that give up, per connection, before a server takes it for an attack: ours drop calls whenever people hang up.
 const RESETS: usize = 10_000;
-/// After a failed accept (no file descriptors left, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("{0:?} is no address to listen on: expected 127.0.0.1:PORT or unix:/PATH")]
+    #[error("{0:?} is no address to listen on: expected 127.0.0.1:PORT, https://IP:PORT or unix:/PATH")]
     Malformed(String),
-    #[error("listening on {0} would serve the network unprotected: until modules speak TLS, it is loopback or unix:/PATH")]
+    #[error("listening on {0} would serve the network unprotected: expected https, or loopback, or unix:/PATH")]
     NeedsTls(String),
+    #[error("listening on {0} needs a certificate: give ca, cert and key in [grpc.tls]; `quickcomm certs` makes them for development")]
+    NoCertificate(String),
     #[error("another process listens on {0}")]
     Taken(PathBuf),
     #[error("{0} exists and is no socket: move it away")]
@@ -68,78 +69,21 @@ pub struct Services {
 pub struct Server {
     listener: Listener,
     address: String,
+    own: Arc<Introduction>,
     services: Services,
     grace: Duration,
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
-}
-
-/// Binds `127.0.0.1:PORT` (0: any free one) or `unix:/PATH`.
+/// [`Network::serve`] for a process without a certificate.
 pub async fn serve(listen: &str, services: Services) -> Result<Server, ServeError> {
-    let (listener, address) = match listen.strip_prefix("unix:") {
-        Some(path) => {
-            let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
-            if !path.is_absolute() {
-                return Err(ServeError::Malformed(listen.into()));
-            }
-            let (listener, file) = bind_unix(&path).await?;
-            (Listener::Unix(listener, file), format!("unix:{}", path.display()))
-        }
-        None => {
-            let listener = bind_tcp(listen).await?;
-            let bound = listener.local_addr().map_err(|source| ServeError::Bind { address: listen.into(), source })?;
-            (Listener::Tcp(listener), format!("http://{bound}"))
-        }
-    };
-    Ok(Server { listener, address, services, grace: Server::GRACE })
+    Network::default().serve(listen, services).await
 }
 
-async fn bind_tcp(listen: &str) -> Result<TcpListener, ServeError> {
-    let bare = listen.strip_prefix("http://").unwrap_or(listen);
-    let addresses: Vec<SocketAddr> = match (bare.parse(), bare.strip_prefix("localhost:")) {
-        (Ok(address), _) => vec![address],
-        (Err(_), Some(_)) => bare.to_socket_addrs().map_err(|_| ServeError::Malformed(listen.into()))?.collect(),
-        (Err(_), None) => return Err(ServeError::Malformed(listen.into())),
-    };
-    if addresses.iter().any(|address| !address.ip().is_loopback()) {
-        return Err(ServeError::NeedsTls(listen.into()));
-    }
-    TcpListener::bind(&addresses[..]).await.map_err(|source| ServeError::Bind { address: listen.into(), source })
-}
-
-/// Takes over the file a dead process left behind, and nothing else.
-async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
-    let failed = |source| ServeError::Bind { address: format!("unix:{}", path.display()), source };
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(ServeError::NoSocket(path.into())),
-        Ok(_) => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Ok(_) => return Err(ServeError::Taken(path.into())),
-            Err(error) => return Err(failed(error)),
-        },
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-    Ok((listener, SocketFile { path: path.into(), inode }))
-}
-
-/// Removed when we stop, unless another process has put its own there.
-struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path); // a leftover is taken over at the next start
-        }
+impl Network {
+    /// Binds `127.0.0.1:PORT` (0: any free one), `https://IP:PORT` or `unix:/PATH`.
+    pub async fn serve(&self, listen: &str, services: Services) -> Result<Server, ServeError> {
+        let (listener, address) = Listener::bind(listen, self.tls.clone()).await?;
+        Ok(Server { listener, address, own: self.own.clone(), services, grace: Server::GRACE })
     }
 }
 
@@ -161,60 +105,37 @@ impl Server {
     /// Serves until `stop`, then ends as promised above.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(address = self.address, "module calls are served");
-        match self.listener {
-            Listener::Tcp(listener) => {
-                let accept = async |listener: &TcpListener| {
-                    let (stream, _) = listener.accept().await?;
-                    stream.set_nodelay(true)?;
-                    Ok(stream)
-                };
-                run(incoming::<_, TcpStream>(listener, accept), self.services, self.grace, stop).await
-            }
-            Listener::Unix(listener, _file) => {
-                let accept = async |listener: &UnixListener| Ok(listener.accept().await?.0);
-                run(incoming::<_, UnixStream>(listener, accept), self.services, self.grace, stop).await
-            }
-        }
+        run(self.listener.connections(), self.own, self.services, self.grace, stop).await
     }
 }
 
-/// Accepts for ever: a connection that fails is its caller's loss, not the listener's end.
-fn incoming<L, C>(listener: L, accept: impl AsyncFn(&L) -> io::Result<C>) -> impl Stream<Item = C> {
-    futures::stream::unfold((listener, accept), |(listener, accept)| async {
-        loop {
-            match accept(&listener).await {
-                Ok(connection) => return Some((connection, (listener, accept))),
-                Err(error) => {
-                    warn!(error = %error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    })
-}
-
-pub(crate) async fn run<C>(
-    incoming: impl Stream<Item = C>,
+pub(crate) async fn run(
+    incoming: impl Stream<Item = Accepted>,
+    own: Arc<Introduction>,
     services: Services,
     grace: Duration,
     stop: CancellationToken,
-) -> anyhow::Result<()>
-where
-    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-{
-    let served = Served { stopping: stop.clone(), leaving: CancellationToken::new() };
-    let leaving = served.leaving.clone();
+) -> anyhow::Result<()> {
+    let served = Served::new(stop.clone(), grace);
+    let (leaving, calls) = (served.leaving.clone(), served.calls.clone());
+    let away = CancellationToken::new();
     let cut = CancellationToken::new();
-    let (health, router) = routes(services, served).await;
-    let connections = futures::StreamExt::map(incoming, |io| Ok::<_, io::Error>(Cuttable::new(io, cut.clone())));
-    let serving = router.serve_with_incoming_shutdown(connections, stop.cancelled());
+    let (health, router) = routes(own, services, served).await;
+    let connections = incoming.map(|(io, caller)| Ok::<_, io::Error>(Connection::new(io, caller, cut.clone())));
+    let serving = router.serve_with_incoming_shutdown(connections, away.cancelled());
     let ending = async {
         stop.cancelled().await;
         for module in [audio::MODULE, inference::MODULE, api::MODULE, ""] {
             health.set_service_status(module, ServingStatus::NotServing).await;
         }
-        tokio::time::sleep(grace).await;
+        calls.close();
+        // Connections stay until then: whoever calls is told that it is draining, not that nobody is there.
+        let finished = tokio::time::timeout(grace, calls.wait()).await.is_ok();
         leaving.cancel(); // handlers still at work say so to their callers
+        away.cancel();
+        if !finished {
+            warn!(calls = calls.len(), "calls did not end in time");
+        }
         tokio::time::sleep(grace / 4).await;
         warn!("connections did not end in time and are cut");
         cut.cancel();
@@ -226,7 +147,7 @@ where
     }
 }
 
-async fn routes(services: Services, served: Served) -> (HealthReporter, Router) {
+async fn routes(own: Arc<Introduction>, services: Services, served: Served) -> (HealthReporter, Router<Stack<AllowListed, Identity>>) {
     let liveness = Liveness::default();
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut router = tonic::transport::Server::builder()
@@ -236,7 +157,9 @@ async fn routes(services: Services, served: Served) -> (HealthReporter, Router) 
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS)
         .http2_max_pending_accept_reset_streams(Some(RESETS))
-        .add_service(health);
+        .layer(AllowListed)
+        .add_service(health)
+        .add_service(PeersServer::new(hello::Server { own }));
     // A macro, because each generated service is a type of its own with the same two methods.
     macro_rules! offer {
         ($module:expr, $service:ident, $server:expr) => {
@@ -246,7 +169,7 @@ async fn routes(services: Services, served: Served) -> (HealthReporter, Router) 
         };
     }
     if let Some(module) = services.audio {
-        offer!(audio::MODULE, AudioServer, audio::server::Server::new(module, served.leaving.clone()));
+        offer!(audio::MODULE, AudioServer, audio::server::Server::new(module, served.clone()));
     }
     if let Some(module) = services.inference {
         offer!(inference::MODULE, InferenceServer, inference::server::Server::new(module, served.clone()));
@@ -257,19 +180,20 @@ async fn routes(services: Services, served: Served) -> (HealthReporter, Router) 
     (reporter, router)
 }
 
-/// A connection that can be ended from outside; tonic's own shutdown waits for the last stream, however long it is.
-struct Cuttable<C> {
-    io: C,
+/// A connection that knows its caller and can be ended from outside; tonic's own shutdown waits for the last stream, however long it is.
+struct Connection {
+    io: Box<dyn Io>,
+    caller: Caller,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl<C> Cuttable<C> {
-    fn new(io: C, cut: CancellationToken) -> Self {
-        Self { io, cut: Box::pin(cut.cancelled_owned()) }
+impl Connection {
+    fn new(io: Box<dyn Io>, caller: Caller, cut: CancellationToken) -> Self {
+        Self { io, caller, cut: Box::pin(cut.cancelled_owned()) }
     }
 }
 
-impl<C: AsyncRead + Unpin> AsyncRead for Cuttable<C> {
+impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.io).poll_read(cx, buffer) {
             Poll::Ready(read) => Poll::Ready(read),
@@ -281,7 +205,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for Cuttable<C> {
     }
 }
 
-impl<C: AsyncWrite + Unpin> AsyncWrite for Cuttable<C> {
+impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -303,9 +227,9 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Cuttable<C> {
     }
 }
 
-impl<C: Connected> Connected for Cuttable<C> {
-    type ConnectInfo = C::ConnectInfo;
-    fn connect_info(&self) -> C::ConnectInfo {
-        self.io.connect_info()
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }

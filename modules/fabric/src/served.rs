@@ -3,28 +3,45 @@
 use crate::{
     context,
     error::to_status,
-    guard::{Bounds, Deadline, items, passes},
+    guard::{Deadline, draining, items, passes},
     metrics::Meter,
 };
 use contracts::{CallCx, CallError, EventStream};
 use futures::StreamExt;
 use prost::Message;
-use std::pin::Pin;
-use tokio_util::sync::CancellationToken;
+use std::{pin::Pin, time::Duration};
+use tokio_util::{
+    sync::CancellationToken,
+    task::task_tracker::{TaskTracker, TaskTrackerToken},
+};
 use tonic::{Request, Response, Status};
 
 /// The process as its handlers know it.
 #[derive(Clone)]
 pub(crate) struct Served {
-    /// Cancelled when the process begins to stop: ends what would never end by itself.
+    /// Cancelled when the process begins to stop: refuses what is new, and ends what would never end by itself.
     pub(crate) stopping: CancellationToken,
     /// Cancelled when open calls have had their time.
     pub(crate) leaving: CancellationToken,
+    /// That time.
+    pub(crate) grace: Duration,
+    /// Calls and sessions under way.
+    pub(crate) calls: TaskTracker,
 }
 
 pub(crate) type Stream<M> = Pin<Box<dyn futures::Stream<Item = Result<M, Status>> + Send>>;
 
 impl Served {
+    pub(crate) fn new(stopping: CancellationToken, grace: Duration) -> Self {
+        Self { stopping, leaving: CancellationToken::new(), grace, calls: TaskTracker::new() }
+    }
+
+    /// Counts a call until the token is dropped, or refuses it.
+    pub(crate) fn admit(&self) -> Result<TaskTrackerToken, CallError> {
+        let token = self.calls.token(); // first: whoever waits for the last call must not miss this one
+        if self.stopping.is_cancelled() { Err(draining()) } else { Ok(token) }
+    }
+
     /// A handler dropped before its answer has lost its caller: the module's context is cancelled.
     pub(crate) async fn unary<Q, A: Message>(
         &self,
@@ -32,14 +49,16 @@ impl Served {
         request: Request<Q>,
         work: impl AsyncFnOnce(CallCx, Q) -> Result<A, CallError>,
     ) -> Result<Response<A>, Status> {
-        let cx = context::read(request.metadata()).map_err(to_status)?;
+        let _under_way = self.admit().map_err(to_status)?;
+        let mut cx = context::read(request.metadata()).map_err(to_status)?;
         let _gone = cx.cancel.clone().drop_guard();
+        let bounds = meter.enter(&mut cx).until(&self.leaving);
         let answer = async {
             let answer = work(cx.clone(), request.into_inner()).await?;
             passes(&answer)?;
             Ok(Response::new(answer))
         };
-        meter.call(Bounds::of(&cx).until(&self.leaving), answer).await.map_err(to_status)
+        meter.call(bounds, answer).await.map_err(to_status)
     }
 
     pub(crate) async fn stream<Q, T, M>(
@@ -53,15 +72,16 @@ impl Served {
         T: Send + 'static,
         M: Message + From<T> + 'static,
     {
-        let cx = context::read(request.metadata()).map_err(to_status)?;
+        let under_way = self.admit().map_err(to_status)?;
+        let mut cx = context::read(request.metadata()).map_err(to_status)?;
         let gone = cx.cancel.clone().drop_guard();
-        let bounds = Bounds::of(&cx).until(match deadline {
+        let bounds = meter.enter(&mut cx).until(match deadline {
             Deadline::Whole => &self.leaving,
             Deadline::Opening => &self.stopping,
         });
         let begun = meter.call(bounds.clone(), work(cx, request.into_inner())).await.map_err(to_status)?;
         let messages = items(bounds, deadline, begun, |_| Ok(())).scan(false, move |ended, item| {
-            let _ = &gone; // lives as long as the stream
+            let _ = (&gone, &under_way); // live as long as the stream
             let message = item.and_then(|item| {
                 let message = M::from(item);
                 passes(&message)?;

@@ -2,10 +2,16 @@
 
 use crate::{
     api, audio,
-    connect::{self, Health, Liveness, Peer, endpoint},
-    inference, local,
+    certs::Authority,
+    connect::{self, Health, Network},
+    hello::Introduction,
+    inference,
+    link::{Dial, Io, Link, Liveness, NoLink},
+    local,
+    role::{Caller, Role},
     route::{self as dial, BreakerLimits, Connect, Dials, Limits},
     serve::{Services, run, serve},
+    tls::Tls,
 };
 use async_trait::async_trait;
 use contracts::{
@@ -18,7 +24,7 @@ use contracts::{
         Behavior, FakeAudio, FakeConversations, FakeInference, Place, Sound, audio_suite, call_suite, conversations_suite, inference_suite,
     },
 };
-use hyper_util::rt::TokioIo;
+use futures::StreamExt;
 use parking_lot::Mutex;
 use std::{
     sync::Arc,
@@ -31,7 +37,6 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::transport::{Channel, Uri};
 
 /// In this process, behind the rules.
 struct Here;
@@ -56,22 +61,20 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    pub(crate) fn serve(&self, services: Services) -> Channel {
-        let (connections, incoming) = mpsc::unbounded_channel();
+    pub(crate) fn serve(&self, services: Services) -> Link {
+        let (connections, incoming) = mpsc::unbounded_channel::<DuplexStream>();
         let stop = CancellationToken::new();
         self.stops.lock().push(stop.clone().drop_guard());
-        tokio::spawn(run(UnboundedReceiverStream::new(incoming), services, Duration::from_millis(100), stop));
-        pipe_to(connections)
+        let incoming = UnboundedReceiverStream::new(incoming).map(|io| (Box::new(io) as Box<dyn Io>, Caller::Neighbor));
+        tokio::spawn(run(incoming, Arc::default(), services, Duration::from_millis(100), stop));
+        let dial: Dial = Arc::new(move || {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let gone = |_| NoLink::Unreachable { peer: "pipe".into(), cause: "its process has ended".into() };
+            let sent = connections.send(theirs).map_err(gone);
+            Box::pin(async move { sent.map(|()| Box::new(ours) as Box<dyn Io>) })
+        });
+        Link::new("pipe", dial, Arc::new(Introduction::default()), Liveness::default())
     }
-}
-
-fn pipe_to(connections: mpsc::UnboundedSender<DuplexStream>) -> Channel {
-    let connector = tower::service_fn(move |_: Uri| {
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let sent = connections.send(theirs).map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
-        async move { sent.map(|()| TokioIo::new(ours)) }
-    });
-    endpoint(Uri::from_static("http://localhost"), Liveness::default()).connect_with_connector_lazy(connector)
 }
 
 #[async_trait]
@@ -229,38 +232,61 @@ impl Place for HalfAndHalf {
     }
 }
 
-/// Over gRPC on a real socket: TCP on loopback, or a Unix socket in `folder`.
+/// Over gRPC on a real socket.
 #[derive(Default)]
 struct Socket {
-    folder: Option<tempfile::TempDir>,
+    kind: Kind,
     stops: Mutex<Vec<DropGuard>>,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Tcp,
+    /// With certificates at both ends: the caller has the role api, the modules' process all three.
+    Tls(Box<Certified>),
+    Unix(tempfile::TempDir),
+}
+
+struct Certified {
+    caller: Network,
+    callee: Network,
+    _folder: tempfile::TempDir,
 }
 
 impl Socket {
     async fn serve(&self, services: Services) -> String {
-        let listen = match &self.folder {
-            Some(folder) => format!("unix:{}/{}.sock", folder.path().display(), self.stops.lock().len()),
-            None => "127.0.0.1:0".into(),
+        let (network, listen) = match &self.kind {
+            Kind::Tcp => (Network::default(), "127.0.0.1:0".into()),
+            Kind::Tls(certified) => (certified.callee.clone(), "https://127.0.0.1:0".into()),
+            Kind::Unix(folder) => (Network::default(), format!("unix:{}/{}.sock", folder.path().display(), self.stops.lock().len())),
         };
-        let server = serve(&listen, services).await.expect("a free address");
+        let server = network.serve(&listen, services).await.expect("a free address");
         let address = server.address().to_owned();
         let stop = CancellationToken::new();
         self.stops.lock().push(stop.clone().drop_guard());
         tokio::spawn(server.run(stop));
         address
     }
+
+    fn caller(&self) -> Network {
+        if let Kind::Tls(certified) = &self.kind { certified.caller.clone() } else { Network::default() }
+    }
 }
 
 #[async_trait]
 impl Place for Socket {
     async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
-        connect::audio(&self.serve(Services { audio: Some(module), ..Default::default() }).await).expect("loopback")
+        let address = self.serve(Services { audio: Some(module), ..Default::default() }).await;
+        self.caller().audio(&address).expect("an endpoint")
     }
     async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
-        connect::inference(&self.serve(Services { inference: Some(module), ..Default::default() }).await).expect("loopback")
+        let address = self.serve(Services { inference: Some(module), ..Default::default() }).await;
+        self.caller().inference(&address).expect("an endpoint")
     }
     async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
-        connect::conversations(&self.serve(Services { conversations: Some(module), ..Default::default() }).await).expect("loopback")
+        let address = self.serve(Services { conversations: Some(module), ..Default::default() }).await;
+        self.caller().conversations(&address).expect("an endpoint")
     }
 }
 
@@ -272,7 +298,19 @@ async fn contracts_hold(place: &dyn Place) {
 }
 
 fn unix() -> Socket {
-    Socket { folder: Some(tempfile::tempdir().expect("a temporary folder")), ..Default::default() }
+    Socket { kind: Kind::Unix(tempfile::tempdir().expect("a temporary folder")), ..Default::default() }
+}
+
+fn tls() -> Socket {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let authority = Authority::new().expect("a key");
+    let network = |name: &str, roles: &[Role]| {
+        let pair = authority.issue(roles, 1).expect("a certificate");
+        let files = pair.write(folder.path(), name, &authority.pair().certificate).expect("a writable folder");
+        Network::new(Introduction::default(), Some(Arc::new(Tls::load(files).expect("what was just made"))))
+    };
+    let (caller, callee) = (network("caller", &[Role::Api]), network("callee", &Role::ALL));
+    Socket { kind: Kind::Tls(Box::new(Certified { caller, callee, _folder: folder })), ..Default::default() }
 }
 
 /// A wire between two processes that can be cut or left hanging.
@@ -317,12 +355,13 @@ async fn broken_in_the_middle(damage: impl FnOnce(&Wire)) -> Duration {
     let services = Services { audio: Some(Arc::new(ear.clone())), inference: Some(Arc::new(fake.clone())), conversations: None };
     let wire = Wire::to(&socket.serve(services).await).await;
     let liveness = Liveness { ping_every: Duration::from_millis(200), answer_within: Duration::from_millis(200) };
-    let channel = || Peer::parse(&wire.address).expect("loopback").channel(liveness);
-    let inference = inference::client::Remote::new(channel(), "wire");
+    let link = |role| Network::default().link(&wire.address, Some(role), liveness).expect("loopback");
+    let inference = inference::client::Remote::new(link(Role::Inference), "wire");
     let cx = || CallCx::new(Duration::from_secs(30));
     let call = tokio::spawn(async move { inference.tiers(cx()).await });
     let spec = StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000);
-    let Session { mut frames, mut events, .. } = audio::client::Remote::new(channel(), "wire").open(cx(), spec).await.expect("a session");
+    let remote = audio::client::Remote::new(link(Role::Audio), "wire");
+    let Session { mut frames, mut events, .. } = remote.open(cx(), spec).await.expect("a session");
     while fake.running() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -386,6 +425,11 @@ async fn contracts_hold_over_tcp() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contracts_hold_over_tls() {
+    contracts_hold(&tls()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contracts_hold_over_a_unix_socket() {
     contracts_hold(&unix()).await;
 }
@@ -403,6 +447,11 @@ async fn calls_are_alike_over_a_pipe() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_are_alike_over_tcp() {
     call_suite(&Socket::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_alike_over_tls() {
+    call_suite(&tls()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

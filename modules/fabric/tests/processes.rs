@@ -161,7 +161,7 @@ async fn what_never_ends_does_not_keep_a_process() {
     assert!(begun.elapsed() < GRACE / 2, "so it ends at once");
     let told = timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap_err();
     assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "a session is told: {told}");
-    assert!(begun.elapsed() >= GRACE, "after its grace");
+    assert!(begun.elapsed() < GRACE / 2, "at once, because nobody was speaking");
     assert_eq!(timeout(PATIENCE, frames.send(vec![1; 8000].into())).await.unwrap().unwrap_err(), told);
     assert_eq!(hung.await.unwrap().unwrap_err().kind, ErrorKind::Unavailable);
     process.stop().await;
@@ -204,7 +204,7 @@ async fn a_socket_left_by_a_dead_process_is_taken_over_and_a_living_one_is_not()
 async fn a_listener_the_network_could_reach_is_refused_with_the_reason() {
     for far in ["0.0.0.0:0", "10.0.0.7:7443", "[::]:7443", "http://192.168.1.1:7443"] {
         let refused = serve(far, all()).await.map(|_| ()).unwrap_err();
-        assert!(matches!(refused, ServeError::NeedsTls(_)) && refused.to_string().contains("TLS"), "{far}: {refused}");
+        assert!(matches!(refused, ServeError::NeedsTls(_)) && refused.to_string().contains("https"), "{far}: {refused}");
     }
     for bad in ["", "7443", "unix:relative", "audio:7443", "127.0.0.1"] {
         assert!(matches!(serve(bad, all()).await.map(|_| ()), Err(ServeError::Malformed(_))), "{bad}");

@@ -15,7 +15,10 @@ use contracts::{
     signal::{INSIGHTS, UTTERANCES},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use platform::bus::{Bus, BusError, Consumer, Delivery, EntryId, NewEntry};
+use platform::{
+    bus::{Bus, BusError, Consumer, Delivery, EntryId, NewEntry},
+    trace::{Side, Span},
+};
 use std::{
     collections::{HashMap, VecDeque},
     panic::AssertUnwindSafe,
@@ -179,6 +182,9 @@ impl Worker {
         let mut cx = CallCx::new(Duration::from_millis(self.settings.budget_ms))
             .for_conversation(segment.conversation)
             .traced(delivery.trace.child());
+        let mut span = Span::begin("understand", Side::Consumer, cx.trace, delivery.trace);
+        span.note("attempt", i64::from(delivery.attempt));
+        span.note("waited_ms", delivery.age.as_millis() as i64);
         cx.attempt = delivery.attempt.saturating_sub(1).min(u32::from(u8::MAX)) as u8;
         let last_try = delivery.attempt >= self.settings.attempts;
         self.learn(&cx, kept, &segment, last_try).await?;

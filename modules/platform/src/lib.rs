@@ -5,3 +5,4 @@ pub mod onnx;
 pub mod settings;
 pub mod supervision;
 pub mod telemetry;
+pub mod trace;

@@ -16,6 +16,8 @@ use contracts::{
     inference::Insight,
 };
 use futures::stream;
+use platform::trace::{Side, Span};
+use std::time::SystemTime;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, info, warn};
 
@@ -110,11 +112,12 @@ impl Record {
         if segments.is_empty() {
             return Ok(vec![]);
         }
+        let began = SystemTime::now();
         let segments = std::sync::Arc::new(segments);
         let (of, batch) = (tenant.clone(), segments.clone());
         let outcomes = self.writer.ask(cx, segments.len(), move |conn, effects| commit::commit(conn, effects, &of, &batch)).await?;
         for (segment, outcome) in segments.iter().zip(&outcomes) {
-            note(segment, outcome);
+            note(segment, outcome, began);
         }
         debug!(segments = segments.len(), "segments answered");
         Ok(outcomes)
@@ -145,7 +148,7 @@ impl Record {
     }
 }
 
-fn note(segment: &Segment, outcome: &CommitOutcome) {
+fn note(segment: &Segment, outcome: &CommitOutcome, began: SystemTime) {
     let Segment { conversation, channel, epoch, seq, .. } = *segment;
     let trace_id = segment.trace.trace_id_hex();
     let name = match outcome {
@@ -167,6 +170,7 @@ fn note(segment: &Segment, outcome: &CommitOutcome) {
             "mismatch"
         }
     };
+    Span::begun_at(began, "commit", Side::Consumer, segment.trace.child(), segment.trace).note("outcome", name);
     metrics::counter!(names::SEGMENTS_TOTAL, "outcome" => name).increment(1);
 }
 

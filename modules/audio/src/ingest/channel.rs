@@ -27,10 +27,11 @@ use contracts::{
 use futures::future::BoxFuture;
 use metrics::{counter, histogram};
 use parking_lot::Mutex;
+use platform::trace::{Side, Span};
 use std::{
     collections::VecDeque,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
@@ -293,7 +294,7 @@ impl Channel {
     }
 
     fn cx(&self, budget: Duration) -> CallCx {
-        CallCx::new(budget).for_conversation(self.id()).traced(self.opening.trace.child())
+        CallCx::new(budget).for_conversation(self.id()).traced(self.opening.trace)
     }
 
     pub(super) async fn run(mut self) -> End {
@@ -484,6 +485,10 @@ impl Channel {
         let open = self.utterance.take_if(|open| open.seq <= seq);
         let trace = open.as_ref().map_or_else(|| self.opening.trace.child(), |open| open.trace);
         if let SegmentBody::Speech(spoken) = &mut body {
+            let began = SystemTime::now() - self.arrivals.since(spoken.from);
+            let mut span = Span::begun_at(began, "utterance", Side::Inside, trace, self.opening.trace);
+            span.note("channel", i64::from(self.index().0));
+            span.note("seq", seq as i64);
             if self.shared.settings.redact {
                 redaction::redact(&mut spoken.words);
             }

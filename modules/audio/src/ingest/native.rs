@@ -37,7 +37,7 @@ const ASK_BUDGET: Duration = Duration::from_secs(5);
 
 /// `GET /v1/stream`: audio with positions in, text and watermarks out.
 pub(super) async fn stream(request: HttpRequest, body: web::Payload, ingest: web::Data<Ingest>) -> Result<HttpResponse, Refusal> {
-    let trace = trace_of(&request);
+    let (trace, _span) = trace_of(&request);
     let shared = &ingest.shared;
     let opened = async {
         same_site(&request)?;
@@ -68,7 +68,7 @@ async fn place(shared: &Arc<Shared>, query: StreamQuery, trace: TraceCx) -> Resu
         same_audio(&query, &conversation.opening.channels)?;
         return Ok((join(conversation)?, true));
     }
-    let cx = CallCx::new(ASK_BUDGET).for_conversation(id).traced(trace.child());
+    let cx = CallCx::new(ASK_BUDGET).for_conversation(id).traced(trace);
     let view = match shared.conversations.conversation(cx, id).await {
         Ok(view) if view.conversation.state == ConversationState::Live => view,
         Ok(_) => return Err(closed(id)),

@@ -15,7 +15,7 @@ use std::{io, ops::Range, sync::Arc};
 const CHUNK_BYTES: u64 = 64 << 10;
 
 pub(super) async fn recording(request: HttpRequest, id: web::Path<String>, ingest: web::Data<Ingest>) -> Result<HttpResponse, Refusal> {
-    let trace = trace_of(&request);
+    let (trace, _span) = trace_of(&request);
     answer(&request, &id, &ingest).await.map_err(|refusal| refusal.at(&request, trace))
 }
 

@@ -5,6 +5,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use contracts::{CallError, ErrorKind, Retry, TraceCx};
+use platform::trace::{Side, Span};
 use serde_json::json;
 use std::{fmt, time::Duration};
 
@@ -108,10 +109,13 @@ pub(super) fn whole_seconds(time: Duration) -> u64 {
     time.as_millis().div_ceil(1000).max(1) as u64
 }
 
-/// The trace of a request: its `traceparent`, or a new one.
-pub(super) fn trace_of(request: &HttpRequest) -> TraceCx {
-    let given = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
-    given.and_then(|text| text.parse().ok()).map_or_else(TraceCx::root, TraceCx::child)
+/// The trace of a request, below its `traceparent` or new, and the span of its handler.
+pub(super) fn trace_of(request: &HttpRequest) -> (TraceCx, Span) {
+    let given = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    let own = given.map_or_else(TraceCx::root, TraceCx::child);
+    let above = given.unwrap_or(TraceCx { span_id: 0, ..own });
+    let name = format!("{} {}", request.method(), request.match_pattern().as_deref().unwrap_or("?"));
+    (own, Span::begin(name, Side::Callee, own, above))
 }
 
 /// Name and value pairs in their order.

@@ -103,7 +103,7 @@ impl Opening {
     }
 
     fn cx(&self, budget: Duration) -> CallCx {
-        CallCx { tenant: self.tenant.clone(), ..CallCx::new(budget).for_conversation(self.id).traced(self.trace.child()) }
+        CallCx { tenant: self.tenant.clone(), ..CallCx::new(budget).for_conversation(self.id).traced(self.trace) }
     }
 
     fn meta(&self, recorded: bool, from: &[SamplePos]) -> Meta {

@@ -4,7 +4,8 @@ use super::Methods;
 use crate::{
     context,
     error::from_status,
-    guard::{Bounds, passes},
+    guard::passes,
+    link::Link,
     metrics::Locality,
     wire::{
         Unreadable,
@@ -22,17 +23,17 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 use tracing::Instrument;
 
 pub(crate) struct Remote {
-    client: AudioClient<Channel>,
+    client: AudioClient<Link>,
     methods: Methods,
 }
 
 impl Remote {
-    pub(crate) fn new(channel: Channel, endpoint: &str) -> Self {
-        let client = AudioClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    pub(crate) fn new(link: Link, endpoint: &str) -> Self {
+        let client = AudioClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, methods: Methods::at(Locality::Remote, &endpoint.into()) }
     }
 
@@ -58,8 +59,9 @@ impl Remote {
 
 #[async_trait]
 impl Audio for Remote {
-    async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
-        self.methods.open.call(Bounds::of(&cx), self.begin(cx, spec)).await
+    async fn open(&self, mut cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+        let bounds = self.methods.open.enter(&mut cx);
+        self.methods.open.call(bounds, self.begin(cx, spec)).await
     }
 }
 

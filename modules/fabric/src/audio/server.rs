@@ -4,35 +4,37 @@ use super::Methods;
 use crate::{
     context,
     error::to_status,
-    guard::{Bounds, leaving},
+    guard::{draining, leaving},
     metrics::Locality,
+    served::Served,
     wire::{Unreadable, quickcomm::audio::v1 as pb},
 };
 use contracts::{
     Audio, CallCx, CallError,
-    audio::{Carried, CarriedRx, FrameTx, Session, StreamSpec},
+    audio::{Carried, CarriedRx, FrameTx, Session, SpeechEvent, StreamSpec},
 };
 use futures::{Stream, StreamExt};
 use pb::{down::Message as Down, up::Message as Up};
 use std::{pin::Pin, sync::Arc};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::time::Sleep;
+use tokio_util::sync::DropGuard;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 #[derive(Clone)]
 pub(crate) struct Server {
-    served: Arc<Served>,
+    served: Arc<Hosted>,
 }
 
-struct Served {
+struct Hosted {
     module: Arc<dyn Audio>,
     methods: Methods,
-    leaving: CancellationToken,
+    process: Served,
 }
 
 impl Server {
-    pub(crate) fn new(module: Arc<dyn Audio>, leaving: CancellationToken) -> Self {
-        Self { served: Arc::new(Served { module, methods: Methods::new(Locality::Served), leaving }) }
+    pub(crate) fn new(module: Arc<dyn Audio>, process: Served) -> Self {
+        Self { served: Arc::new(Hosted { module, methods: Methods::new(Locality::Served), process }) }
     }
 }
 
@@ -42,10 +44,12 @@ impl pb::audio_server::Audio for Server {
 
     /// Returns headers at once; the admission's answer is the first message. A caller must not wait here while we wait for its spec.
     async fn open(&self, request: Request<Streaming<pb::Up>>) -> Result<Response<Self::OpenStream>, Status> {
+        let under_way = self.served.process.admit().map_err(to_status)?;
         let cx = context::read(request.metadata()).map_err(to_status)?;
         let span = tracing::info_span!("session", module = super::MODULE, trace_id = %cx.trace.trace_id_hex());
         let begun = Stage::Opening { served: self.served.clone(), cx, up: request.into_inner() };
         let messages = futures::stream::unfold(begun, move |stage| {
+            let _ = &under_way; // lives as long as the session
             let next = async move {
                 let (message, stage) = stage.next().await?;
                 Some((message.map(|message| pb::Down { message: Some(message) }).map_err(to_status), stage))
@@ -57,16 +61,19 @@ impl pb::audio_server::Audio for Server {
 }
 
 enum Stage {
-    Opening { served: Arc<Served>, cx: CallCx, up: Streaming<pb::Up> },
+    Opening { served: Arc<Hosted>, cx: CallCx, up: Streaming<pb::Up> },
     Live(Live),
     Over,
 }
 
 struct Live {
-    served: Arc<Served>,
+    served: Arc<Hosted>,
     up: Streaming<pb::Up>,
-    /// None after `finish`.
+    /// None after `finish`, and after we have parted.
     frames: Option<FrameTx>,
+    /// An utterance has begun and not ended.
+    talking: bool,
+    parting: Parting,
     events: CarriedRx,
     /// Audio the caller may have under way, in bytes, and how much of it is.
     credit: usize,
@@ -74,6 +81,17 @@ struct Live {
     /// The caller will send nothing more.
     half_closed: bool,
     _gone: DropGuard,
+}
+
+/// How a session of a process that stops comes to its end.
+enum Parting {
+    Not,
+    /// At the end of the utterance, and not later than this.
+    Soon(Pin<Box<Sleep>>),
+    /// What was heard is flushed; what still comes in is for the next place.
+    Flushing,
+    /// The caller has finished: the end comes by itself.
+    Needless,
 }
 
 impl Stage {
@@ -92,9 +110,9 @@ impl Stage {
 }
 
 impl Live {
-    async fn open(served: Arc<Served>, cx: CallCx, mut up: Streaming<pb::Up>) -> Result<(Down, Self), CallError> {
+    async fn open(served: Arc<Hosted>, mut cx: CallCx, mut up: Streaming<pb::Up>) -> Result<(Down, Self), CallError> {
         let gone = cx.cancel.clone().drop_guard();
-        let bounds = Bounds::of(&cx).until(&served.leaving);
+        let bounds = served.methods.open.enter(&mut cx).until(&served.process.leaving);
         let opening = async {
             let first = up.message().await.ok().flatten().and_then(|up| up.message);
             let Some(Up::Spec(spec)) = first else { return Err(Unreadable::missing("spec at its beginning").in_request()) };
@@ -108,6 +126,8 @@ impl Live {
         let live = Self {
             up,
             frames: Some(frames),
+            talking: false,
+            parting: Parting::Not,
             events: events.carry(),
             credit,
             unconsumed: 0,
@@ -121,29 +141,58 @@ impl Live {
     /// `None` when the session has ended well, or when nobody is there to be told.
     async fn next(mut self) -> Result<Option<(Down, Self)>, CallError> {
         loop {
-            // Both sources are cancel-safe. Events first: they are few, and they end.
+            if let (Parting::Soon(_), false) = (&self.parting, self.talking) {
+                self.flush();
+            }
+            // All sources are cancel-safe. Events before frames: they are few, and they end.
             tokio::select! {
                 biased;
-                () = self.served.leaving.cancelled() => return Err(leaving()),
+                () = self.served.process.leaving.cancelled() => return Err(leaving()),
+                () = self.served.process.stopping.cancelled(), if matches!(self.parting, Parting::Not) => {
+                    self.parting = Parting::Soon(Box::pin(tokio::time::sleep(self.served.process.grace / 2)));
+                }
+                () = too_late(&mut self.parting) => self.flush(),
                 carried = self.events.next() => return match carried {
-                    Some(Ok(Carried::Event(event))) => Ok(Some((Down::Event(event.into()), self))),
+                    Some(Ok(Carried::Event(event))) => {
+                        self.talking = match event {
+                            SpeechEvent::Started { .. } | SpeechEvent::Partial { .. } => true,
+                            SpeechEvent::Segment(_) | SpeechEvent::Retracted { .. } => false,
+                            SpeechEvent::Flushed { .. } => self.talking,
+                        };
+                        Ok(Some((Down::Event(event.into()), self)))
+                    }
                     Some(Ok(Carried::Consumed(bytes))) => {
                         self.unconsumed = self.unconsumed.saturating_sub(bytes);
                         Ok(Some((Down::Consumed(bytes as u64), self)))
                     }
                     Some(Err(error)) => Err(error),
+                    None if matches!(self.parting, Parting::Flushing) => Err(draining()),
                     None => Ok(None),
                 },
                 message = self.up.message(), if !self.half_closed => match message {
                     Ok(Some(up)) => self.take(up).await?,
-                    Ok(None) if self.frames.is_none() => self.half_closed = true,
+                    Ok(None) if self.frames.is_none() => self.half_closed = true, // after `finish`; its tail is on its way
                     Ok(None) | Err(_) => return Ok(None), // gone without `finish`: abandoned
                 },
             }
         }
     }
 
+    /// A caller who has finished anyway is left alone.
+    fn flush(&mut self) {
+        self.parting = match self.frames.take() {
+            Some(frames) => {
+                frames.finish();
+                Parting::Flushing
+            }
+            None => Parting::Needless,
+        };
+    }
+
     async fn take(&mut self, up: pb::Up) -> Result<(), CallError> {
+        if let (Parting::Flushing, Some(Up::Frame(_) | Up::Finalize(_) | Up::Finish(_))) = (&self.parting, &up.message) {
+            return Ok(());
+        }
         let message = up.message.ok_or_else(|| Unreadable::missing("input known to this release").in_request())?;
         let frames = self.frames.as_mut().ok_or_else(|| CallError::invalid("the audio was finished: nothing can follow"));
         match message {
@@ -169,5 +218,13 @@ impl Live {
             }
             Up::Spec(_) => Err(CallError::invalid("the stream has its spec already")),
         }
+    }
+}
+
+/// Completes when the utterance under way has had its time.
+async fn too_late(parting: &mut Parting) {
+    match parting {
+        Parting::Soon(sleep) => sleep.await,
+        Parting::Not | Parting::Flushing | Parting::Needless => std::future::pending().await,
     }
 }

@@ -4,7 +4,8 @@ use super::Methods;
 use crate::{
     context,
     error::from_status,
-    guard::{Bounds, Deadline, items, passes},
+    guard::{Deadline, items, passes},
+    link::Link,
     metrics::Locality,
     wire::{
         Unreadable, all,
@@ -18,35 +19,34 @@ use contracts::{
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
 };
 use futures::StreamExt;
-use tonic::transport::Channel;
 
 pub(crate) struct Remote {
-    client: InferenceClient<Channel>,
+    client: InferenceClient<Link>,
     methods: Methods,
 }
 
 impl Remote {
-    pub(crate) fn new(channel: Channel, endpoint: &str) -> Self {
-        let client =
-            InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    pub(crate) fn new(link: Link, endpoint: &str) -> Self {
+        let client = InferenceClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, methods: Methods::at(Locality::Remote, &endpoint.into()) }
     }
 }
 
 #[async_trait]
 impl Inference for Remote {
-    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+    async fn analyze(&self, mut cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        let bounds = self.methods.analyze.enter(&mut cx);
         let work = async {
             let message = pb::AnalyzeRequest::from(request);
             passes(&message)?;
             let reply = self.client.clone().analyze(context::request(&cx, message)).await.map_err(from_status)?;
             all(reply.into_inner().insights).map_err(Unreadable::in_answer)
         };
-        self.methods.analyze.call(Bounds::of(&cx), work).await
+        self.methods.analyze.call(bounds, work).await
     }
 
-    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn summarize(&self, mut cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        let bounds = self.methods.summarize.enter(&mut cx);
         let work = async {
             let message = pb::SummarizeRequest::from(request);
             passes(&message)?;
@@ -57,11 +57,12 @@ impl Inference for Remote {
         Ok(items(bounds, Deadline::Whole, summary.boxed(), |_| Ok(())))
     }
 
-    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+    async fn tiers(&self, mut cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        let bounds = self.methods.tiers.enter(&mut cx);
         let work = async {
             let reply = self.client.clone().tiers(context::request(&cx, pb::TiersRequest {})).await.map_err(from_status)?;
             all(reply.into_inner().tiers).map_err(Unreadable::in_answer)
         };
-        self.methods.tiers.call(Bounds::of(&cx), work).await
+        self.methods.tiers.call(bounds, work).await
     }
 }

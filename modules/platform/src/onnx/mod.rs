@@ -4,7 +4,7 @@
 
 mod model;
 
-pub use model::{Kind, ModelDir, ModelError};
+pub use model::{Kind, ModelDir, ModelError, hashes};
 
 use ort::{
     environment::Environment,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -50,6 +51,17 @@ struct File {
     name: String,
     bytes: u64,
     sha256: String,
+}
+
+/// What the models in a folder are, by their names: the hash of a `model.toml`, which holds the hash of every file.
+pub fn hashes(models: &Path) -> BTreeMap<String, String> {
+    let mut hashes = BTreeMap::new();
+    for folder in fs::read_dir(models).into_iter().flatten().flatten() {
+        if let Ok(manifest) = fs::read(folder.path().join("model.toml")) {
+            hashes.insert(folder.file_name().to_string_lossy().into_owned(), hex::encode(&Sha256::digest(manifest)[..8]));
+        }
+    }
+    hashes
 }
 
 impl ModelDir {

@@ -48,7 +48,7 @@ pub(in crate::ingest) async fn listen(
 ) -> Result<HttpResponse, DeepgramRefusal> {
     let id = ConversationId::fresh();
     let shared = &ingest.shared;
-    let trace = trace_of(&request);
+    let (trace, _span) = trace_of(&request);
     same_site(&request).map_err(|refusal| DeepgramRefusal::of_refusal(refusal, id))?;
     let query = ListenQuery::parse(request.query_string()).map_err(|reason| DeepgramRefusal::parameter(reason, id))?;
     let declared = declared(&query).map_err(|reason| DeepgramRefusal::parameter(reason, id))?;

@@ -66,7 +66,8 @@ pub(in crate::ingest) async fn transcribe(
     if data.is_empty() {
         return Err(bad_audio("the body is empty: expected audio".into()));
     }
-    let upload = Upload { id, trace: trace_of(&request), query, sha256: hex::encode(Sha256::digest(&data)), created: Utc::now() };
+    let (trace, _span) = trace_of(&request);
+    let upload = Upload { id, trace, query, sha256: hex::encode(Sha256::digest(&data)), created: Utc::now() };
     let max_seconds = (shared.settings.max_upload_ms / 1000).max(1) as u32;
     let (format, pieces) = upload.decode(data, max_seconds).await.map_err(bad_audio)?;
     let answer = upload.hear(shared, format, pieces).await.map_err(|error| match error {

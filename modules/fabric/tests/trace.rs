@@ -1,0 +1,220 @@
+//! One call through two modules, as a real OTLP receiver sees it: the same tree wherever the modules run, and faults that can be found in it.
+
+#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
+
+use async_trait::async_trait;
+use contracts::{
+    CallCx, CallError, ConversationId, Conversations, EventStream, Inference, TraceCx,
+    inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
+    testing::{Behavior, FakeConversations, FakeInference},
+};
+use fabric::{Services, connect, local, serve};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    common::v1::any_value::Value,
+    trace::v1::Span,
+};
+use parking_lot::Mutex;
+use platform::trace::{self, Side};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status};
+
+/// Keeps every span it is sent.
+#[derive(Clone, Default)]
+struct Collector {
+    spans: Arc<Mutex<Vec<Span>>>,
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let sent = request.into_inner().resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+        self.spans.lock().extend(sent);
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let collector = Self::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let service = TraceServiceServer::new(collector.clone());
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        trace::start(&trace::Settings { endpoint: Some(endpoint) }, "api").unwrap();
+        collector
+    }
+
+    /// The spans of a trace; those of a served call may end after its answer has arrived.
+    async fn of(&self, trace: TraceCx, expected: usize) -> Tree {
+        for _ in 0..100 {
+            tokio::task::spawn_blocking(trace::flush).await.unwrap();
+            let id = trace.trace_id.to_be_bytes();
+            let spans: Vec<_> = self.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
+            if spans.len() >= expected {
+                return Tree { spans };
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no {expected} spans of {trace}: {:?}", self.spans.lock());
+    }
+}
+
+struct Tree {
+    spans: Vec<Span>,
+}
+
+impl Tree {
+    /// `parent(child child)`, from the span without a parent on.
+    fn shape(&self) -> String {
+        self.below(&[])
+    }
+
+    fn below(&self, parent: &[u8]) -> String {
+        let mut children: Vec<_> = self.spans.iter().filter(|span| span.parent_span_id == parent).collect();
+        children.sort_by_key(|span| span.start_time_unix_nano);
+        let shapes = children.iter().map(|span| match self.below(&span.span_id) {
+            below if below.is_empty() => span.name.clone(),
+            below => format!("{}({below})", span.name),
+        });
+        shapes.collect::<Vec<_>>().join(" ")
+    }
+
+    #[track_caller]
+    fn named(&self, name: &str) -> &Span {
+        self.spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no {name} in {}", self.shape()))
+    }
+
+    fn outcome(&self, name: &str) -> String {
+        let noted = self.named(name).attributes.iter().find(|noted| noted.key == "outcome").unwrap();
+        match noted.value.clone().unwrap().value.unwrap() {
+            Value::StringValue(text) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn took(&self, name: &str) -> Duration {
+        let span = self.named(name);
+        Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano)
+    }
+}
+
+/// Asks the record before it answers.
+struct Understanding {
+    record: Arc<dyn Conversations>,
+}
+
+#[async_trait]
+impl Inference for Understanding {
+    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        self.record.conversation(cx.child(Duration::from_secs(1)), request.conversation).await.map(|_| vec![])
+    }
+    async fn summarize(&self, _: CallCx, _: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        Ok(Box::pin(futures::stream::empty()))
+    }
+    async fn tiers(&self, _: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        Ok(vec![])
+    }
+}
+
+struct Process {
+    address: String,
+    _stop: DropGuard,
+}
+
+async fn process(services: Services) -> Process {
+    let server = serve("127.0.0.1:0", services).await.unwrap();
+    let (address, stop) = (server.address().to_owned(), CancellationToken::new());
+    tokio::spawn(server.run(stop.clone()));
+    Process { address, _stop: stop.drop_guard() }
+}
+
+/// What a whole utterance is in the product: a span under which modules are called.
+async fn utterance<T>(work: impl AsyncFnOnce(CallCx) -> T) -> (TraceCx, T) {
+    let root = TraceCx::root();
+    let _span = trace::Span::begin("utterance", Side::Inside, root, TraceCx { span_id: 0, ..root });
+    (root, work(CallCx::new(Duration::from_secs(5)).traced(root)).await)
+}
+
+fn about(id: ConversationId) -> Analyze {
+    Analyze { conversation: id, tasks: vec![], utterances: vec![], context: vec![] }
+}
+
+/// A wire that carries every byte this much later.
+async fn slow_wire(to: &str, by: Duration) -> String {
+    let (far, near) = (to.strip_prefix("http://").unwrap().to_owned(), tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = format!("http://{}", near.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((near, _)) = near.accept().await {
+            let far = tokio::net::TcpStream::connect(&far).await.unwrap();
+            let ((from_near, to_near), (from_far, to_far)) = (near.into_split(), far.into_split());
+            tokio::spawn(carry(from_near, to_far, by));
+            tokio::spawn(carry(from_far, to_near, by));
+        }
+    });
+    address
+}
+
+async fn carry(mut from: impl tokio::io::AsyncRead + Unpin, mut to: impl tokio::io::AsyncWrite + Unpin, by: Duration) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut bytes).await {
+        tokio::time::sleep(by).await;
+        if to.write_all(&bytes[..n]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One test, because a process exports to one collector.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is() {
+    let unseen = utterance(async |cx| local::inference(Arc::new(FakeInference::default())).tiers(cx).await).await;
+    assert!(unseen.1.is_ok(), "nothing is traced before there is a collector");
+    let collector = Collector::start().await;
+
+    let record = Arc::new(FakeConversations::default());
+    let here = local::inference(Arc::new(Understanding { record: local::conversations(record.clone()) }));
+    let keeps = process(Services { conversations: Some(record), ..Default::default() }).await;
+    let asks = Understanding { record: connect::conversations(&keeps.address).unwrap() };
+    let understands = process(Services { inference: Some(Arc::new(asks)), ..Default::default() }).await;
+    let there = connect::inference(&understands.address).unwrap();
+    let tree = "utterance(call inference.analyze(serve inference.analyze(call api.conversation(serve api.conversation))))";
+    for inference in [here, there] {
+        // Nobody knows the conversation: the failing peer is the innermost span that failed.
+        let (trace, answer) = utterance(async |cx| inference.analyze(cx, about(ConversationId::fresh())).await).await;
+        assert!(answer.is_err());
+        let spans = collector.of(trace, 5).await;
+        assert_eq!(spans.shape(), tree);
+        assert_eq!(spans.outcome("serve api.conversation"), "not_found");
+        assert_eq!(spans.named("serve api.conversation").status.as_ref().unwrap().code, 2, "an error");
+    }
+    assert!(!collector.spans.lock().iter().any(|span| span.trace_id == unseen.0.trace_id.to_be_bytes()));
+
+    // A panic is where its module served.
+    let fake = FakeInference::default();
+    let wild = process(Services { inference: Some(Arc::new(fake.clone())), ..Default::default() }).await;
+    fake.behave(Behavior::Panic("on purpose"));
+    let (trace, _) = utterance(async |cx| connect::inference(&wild.address).unwrap().tiers(cx).await).await;
+    let spans = collector.of(trace, 3).await;
+    assert_eq!((spans.outcome("serve inference.tiers"), spans.outcome("call inference.tiers")), ("panicked".into(), "panicked".into()));
+
+    // A slow way: the caller waits, the callee does not work. A slow module: both take long.
+    let by = Duration::from_millis(100);
+    fake.behave(Behavior::Answer);
+    let far = connect::inference(&slow_wire(&wild.address, by).await).unwrap();
+    far.tiers(CallCx::new(Duration::from_secs(5))).await.unwrap();
+    let (trace, _) = utterance(async |cx| far.tiers(cx).await).await;
+    let spans = collector.of(trace, 3).await;
+    let (call, serve) = (spans.took("call inference.tiers"), spans.took("serve inference.tiers"));
+    assert!(call >= 2 * by && serve < by, "{call:?} {serve:?}");
+    fake.behave(Behavior::Slow(2 * by));
+    let (trace, _) = utterance(async |cx| connect::inference(&wild.address).unwrap().tiers(cx).await).await;
+    let spans = collector.of(trace, 3).await;
+    assert!(spans.took("serve inference.tiers") >= 2 * by, "{:?}", spans.took("serve inference.tiers"));
+}

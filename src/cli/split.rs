@@ -1,0 +1,313 @@
+//! `quickcomm split`: three processes of this binary on this machine, one per role, over Unix sockets in the data folder.
+//!
+//! Invariants: all of them stop before this command ends, the one that callers talk to first; one that ends by itself is shown and not
+//! started again, and then the command fails in the end.
+
+use crate::config::Config;
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{BufRead, BufReader, IsTerminal},
+    net::SocketAddr,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
+    time::Duration,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often the processes are looked at, and one that is stopping.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Loading models, on a machine that does much else.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// A process finishes accepted calls before it ends.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// The kernel's limit on the path of a Unix socket.
+const SOCKET_PATH_BYTES: usize = 107;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Configuration file of all three. Default: quickcomm.toml, where there is one.
+    #[arg(long, env = "QUICKCOMM_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder of the record, the recordings, the sockets and the logs.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// API, dashboard and callers' sockets; port 0 takes a free one.
+    #[arg(long)]
+    http: Option<SocketAddr>,
+    /// Health and metrics of the api process; port 0 takes a free one. The others take free ones.
+    #[arg(long)]
+    admin: Option<SocketAddr>,
+    /// Tell states as lines of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Starting,
+    Ready,
+    /// It runs and says what it misses.
+    Failing(String),
+    Ended(String),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("starting"),
+            Self::Ready => f.write_str("ready"),
+            Self::Failing(why) => write!(f, "failing: {why}"),
+            Self::Ended(how) => write!(f, "ended: {how}"),
+        }
+    }
+}
+
+struct Process {
+    role: &'static str,
+    child: Child,
+    pid: u32,
+    /// As it announced them.
+    addresses: Value,
+    log: PathBuf,
+    state: State,
+}
+
+pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let config = Config::load(options.config.as_deref(), serde_json::json!({}))?;
+    let data = options.data.clone().unwrap_or(config.data);
+    let folder = data.join("split");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let folder = folder.canonicalize().context("the folder that was just made")?;
+    let socket = |role: &str| folder.join(format!("{role}.sock"));
+    if socket("inference").as_os_str().len() > SOCKET_PATH_BYTES {
+        bail!("{} is too long for a Unix socket: give a shorter --data", folder.display());
+    }
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let view = View::new(options.json);
+
+    let mut processes = vec![];
+    for role in ["audio", "inference", "api"] {
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command.arg("serve").args(["--json", "--roles", role]).arg("--data").arg(&data);
+        if let Some(file) = &options.config {
+            command.arg("--config").arg(file);
+        }
+        if role == "api" {
+            for (flag, addr) in [("--http", options.http), ("--admin", options.admin)] {
+                command.args(addr.map(|addr| [flag.to_owned(), addr.to_string()]).into_iter().flatten());
+            }
+            for remote in ["audio", "inference"] {
+                let key = |name: &str| format!("QUICKCOMM_MODULES__{}__{name}", remote.to_uppercase());
+                command.env(key("MODE"), "remote");
+                command.env(key("ENDPOINTS"), format!("[\"unix:{}\"]", socket(remote).display()));
+            }
+        } else {
+            command.args(["--admin", "127.0.0.1:0", "--grpc", &format!("unix:{}", socket(role).display())]);
+        }
+        processes.push(start(role, command, &folder)?);
+    }
+    let outcome = tokio::select! {
+        outcome = watch(&mut processes, &view) => outcome,
+        () = told(&mut interrupt, &mut terminate) => Ok(()),
+    };
+    let lost = processes.iter().any(|process| matches!(process.state, State::Ended(_)));
+    tokio::select! {
+        () = stop(&mut processes, &view) => {}
+        () = told(&mut interrupt, &mut terminate) => view.say("told twice: the processes are cut off"),
+    }
+    outcome?;
+    Ok(if lost { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn told(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+}
+
+fn start(role: &'static str, mut command: Command, folder: &Path) -> anyhow::Result<Process> {
+    let log = folder.join(format!("{role}.log"));
+    let said = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
+    // A group of its own: ctrl-c in the terminal reaches us alone, and we stop them in order.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(said).process_group(0);
+    let child = command.spawn().with_context(|| format!("starting the {role} process"))?;
+    let pid = child.id();
+    Ok(Process { role, child, pid, addresses: Value::Null, log, state: State::Starting })
+}
+
+/// Until every process has ended.
+async fn watch(processes: &mut [Process], view: &View) -> anyhow::Result<()> {
+    for process in processes.iter() {
+        view.show(process);
+    }
+    let mut starting: Vec<_> = processes.iter_mut().map(announced).collect();
+    futures::future::try_join_all(starting.drain(..)).await?;
+    drop(starting);
+    if let Some(front) = processes.iter().find_map(|process| process.addresses["http"].as_str()) {
+        view.say(&format!("dashboard  http://{front}/"));
+    }
+    let client = super::http_client()?;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    while processes.iter().any(|process| !matches!(process.state, State::Ended(_))) {
+        look.tick().await;
+        for process in processes.iter_mut().filter(|process| !matches!(process.state, State::Ended(_))) {
+            let state = process.look(&client).await;
+            let changed = process.state != state;
+            process.state = state;
+            if changed || view.live() {
+                view.show(process);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the line in which a process says where it listens; one that ends before says nothing.
+async fn announced(process: &mut Process) -> anyhow::Result<()> {
+    let stdout = process.child.stdout.take().context("its stdout is piped")?;
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).map(|_| line)
+    });
+    let read = tokio::time::timeout(START_LIMIT, reading).await;
+    let line = read.with_context(|| format!("the {} process did not start in {} s", process.role, START_LIMIT.as_secs()))??;
+    process.addresses = serde_json::from_str(&line?).unwrap_or_default();
+    Ok(())
+}
+
+impl Drop for Process {
+    /// Whoever is left when this command ends is cut off.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// How it ended, if it has.
+    async fn ended(&mut self) -> std::io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn look(&mut self, client: &reqwest::Client) -> State {
+        match self.child.try_wait() {
+            Ok(None) => {}
+            Ok(Some(status)) => return State::Ended(format!("{status}; {}", self.last_words())),
+            Err(error) => return State::Ended(error.to_string()),
+        }
+        let Some(admin) = self.addresses["admin"].as_str() else { return State::Starting };
+        let answer = client.get(format!("http://{admin}/admin/status")).send().await;
+        let status: Value = match answer {
+            Ok(answer) => answer.json().await.unwrap_or_default(),
+            Err(_) => return State::Failing("it does not answer".into()),
+        };
+        let failing = status["modules"].as_array().into_iter().flatten().find(|module| module["state"] != "ready");
+        match failing {
+            Some(module) => {
+                State::Failing(format!("{}: {}", module["name"].as_str().unwrap_or("?"), module["detail"].as_str().unwrap_or("?")))
+            }
+            None => State::Ready,
+        }
+    }
+
+    fn last_words(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
+    }
+
+    fn memory_mb(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or_default() / 1024
+    }
+
+    fn place(&self) -> String {
+        let address = ["http", "grpc"].iter().find_map(|key| self.addresses[*key].as_str()).unwrap_or("-");
+        address.to_owned()
+    }
+}
+
+/// The front first: it finishes its calls while the others still answer.
+async fn stop(processes: &mut [Process], view: &View) {
+    for process in processes.iter_mut().rev() {
+        if matches!(process.child.try_wait(), Ok(Some(_))) {
+            continue;
+        }
+        let asked = Command::new("kill").arg(process.pid.to_string()).status();
+        if asked.is_err() {
+            view.say("there is no `kill` here: the processes are cut off");
+            return;
+        }
+        let ended = tokio::time::timeout(STOP_LIMIT, process.ended()).await;
+        process.state = State::Ended(match ended {
+            Ok(Ok(status)) => status.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => {
+                let _ = process.child.kill();
+                format!("cut off after {} s", STOP_LIMIT.as_secs())
+            }
+        });
+        view.show(process);
+    }
+}
+
+/// A line per process that changes in place, or one after another where nobody looks.
+struct View {
+    bars: Option<(MultiProgress, [(&'static str, ProgressBar); 3])>,
+    json: bool,
+}
+
+impl View {
+    fn new(json: bool) -> Self {
+        if json || !std::io::stdout().is_terminal() {
+            return Self { bars: None, json };
+        }
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let style = ProgressStyle::with_template("  {msg}").expect("a fixed template");
+        let bars = ["api", "audio", "inference"].map(|role| (role, all.add(ProgressBar::new_spinner().with_style(style.clone()))));
+        Self { bars: Some((all, bars)), json }
+    }
+
+    fn live(&self) -> bool {
+        self.bars.is_some()
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bars {
+            Some((all, _)) => drop(all.println(text)),
+            None if self.json => println!("{}", serde_json::json!({ "said": text })),
+            None => println!("{text}"),
+        }
+    }
+
+    fn show(&self, process: &Process) {
+        let Process { role, pid, state, log, .. } = process;
+        let (place, memory) = (process.place(), process.memory_mb());
+        let line = format!("{role:<10} pid {pid:<8} {memory:>5} MB  {place:<40} {state}");
+        match &self.bars {
+            Some((_, bars)) => {
+                for (_, bar) in bars.iter().filter(|(of, _)| of == role) {
+                    bar.set_message(line.clone());
+                }
+            }
+            None if self.json => {
+                let state = state.to_string();
+                println!(
+                    "{}",
+                    serde_json::json!({ "role": role, "pid": pid, "at": place, "state": state, "log": log, "memory_mb": memory })
+                );
+            }
+            None => println!("{}", line.trim_end()),
+        }
+    }
+}
