@@ -51,6 +51,20 @@ pub fn name_hosted(status: &Status, config: &Config) {
 
 fn tell(dials: &Dials, status: &Status) {
     dials.views().into_iter().for_each(|view| status.set(as_module(view)));
+    for (module, introduction) in dials.introductions() {
+        status.met(module, introduction.map(|(endpoint, peer)| introduced(endpoint, &peer)));
+    }
+}
+
+fn introduced(endpoint: String, peer: &fabric::Introduction) -> admin::Peer {
+    admin::Peer {
+        endpoint,
+        build: peer.build.clone(),
+        contracts: [*peer.contracts.start(), *peer.contracts.end()],
+        cluster: peer.cluster.clone(),
+        roles: peer.roles.clone(),
+        models: peer.models.clone(),
+    }
 }
 
 /// Ready as long as somebody can answer.

@@ -114,7 +114,8 @@ impl Meter {
     pub(crate) fn enter(&self, cx: &mut CallCx) -> Bounds {
         let above = cx.trace;
         let (mut trace, mut below) = (above, above);
-        if trace::wants(&above) {
+        // Where a call is routed to has the spans; the way there adds none.
+        if self.locality != Locality::Routed && trace::wants(&above) {
             trace = above.child();
             below = if self.locality == Locality::Local { trace.child() } else { trace };
             cx.trace = below;
@@ -124,7 +125,7 @@ impl Meter {
 
     /// Both sides of a call are seen, whether or not they share a process: a trace is the same tree wherever its modules run.
     fn spans(&self, bounds: &Bounds) -> Option<[trace::Span; 2]> {
-        if !trace::wants(&bounds.trace) {
+        if self.locality == Locality::Routed || !trace::wants(&bounds.trace) {
             return None;
         }
         let span = |verb: &str, side, own, above| {
@@ -136,7 +137,7 @@ impl Meter {
         Some(match self.locality {
             Locality::Local => [span("call", Side::Caller, trace, above), span("serve", Side::Callee, below, trace)],
             Locality::Remote => [span("call", Side::Caller, trace, above), trace::Span::none()],
-            Locality::Served => [trace::Span::none(), span("serve", Side::Callee, trace, above)],
+            Locality::Served | Locality::Routed => [trace::Span::none(), span("serve", Side::Callee, trace, above)],
         })
     }
 
@@ -260,7 +261,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_panics_or_fails_ends_there() {
-        let bounds = Meter::new(Locality::Local, "inference", "summarize").enter(&mut CallCx::new(Duration::from_secs(1)));
+        let bounds = Meter::new(Locality::Local, &"local".into(), "inference", "summarize").enter(&mut CallCx::new(Duration::from_secs(1)));
         let wild = futures::stream::iter(0..3).map(|n| if n == 1 { panic!("on purpose") } else { Ok(n) }).boxed();
         let seen: Vec<Result<i32, CallError>> = items(bounds, Deadline::Whole, wild, |_| Ok(())).collect().await;
         assert_eq!(seen.len(), 2);

@@ -6,7 +6,7 @@ use crate::{
     connect::{self, Health, Network},
     hello::Introduction,
     inference,
-    link::{Dial, Io, Link, Liveness, NoLink},
+    link::{self, Io, Link, Liveness, NoLink},
     local,
     role::{Caller, Role},
     route::{self as dial, BreakerLimits, Connect, Dials, Limits},
@@ -67,7 +67,7 @@ impl Pipe {
         self.stops.lock().push(stop.clone().drop_guard());
         let incoming = UnboundedReceiverStream::new(incoming).map(|io| (Box::new(io) as Box<dyn Io>, Caller::Neighbor));
         tokio::spawn(run(incoming, Arc::default(), services, Duration::from_millis(100), stop));
-        let dial: Dial = Arc::new(move || {
+        let dial: link::Dial = Arc::new(move || {
             let (ours, theirs) = tokio::io::duplex(64 * 1024);
             let gone = |_| NoLink::Unreachable { peer: "pipe".into(), cause: "its process has ended".into() };
             let sent = connections.send(theirs).map_err(gone);

@@ -28,7 +28,8 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new(link: Link, endpoint: &str) -> Self {
-        let client = ConversationsClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let client =
+            ConversationsClient::new(link).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { client, methods: Methods::at(Locality::Remote, &endpoint.into()) }
     }
 }

@@ -157,7 +157,7 @@ impl Live {
                         self.talking = match event {
                             SpeechEvent::Started { .. } | SpeechEvent::Partial { .. } => true,
                             SpeechEvent::Segment(_) | SpeechEvent::Retracted { .. } => false,
-                            SpeechEvent::Flushed { .. } => self.talking,
+                            SpeechEvent::Flushed { .. } | SpeechEvent::Handover => self.talking,
                         };
                         Ok(Some((Down::Event(event.into()), self)))
                     }

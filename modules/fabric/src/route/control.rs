@@ -14,6 +14,7 @@ use crate::{
     api::{self, Methods as Api},
     audio::{self, Methods as Hearing},
     connect::ConnectError,
+    hello::Introduction,
     inference::{self, Methods as Understanding},
     metrics::{self as names, Locality},
 };
@@ -106,6 +107,11 @@ impl Dials {
         let router = Arc::new(Router::new(module, local, place.dial, &place.endpoints, connect, self.limits)?);
         self.modules.push(Module { router: router.clone(), turning: tokio::sync::Mutex::new(None) });
         Ok(router)
+    }
+
+    /// Who answers for each module elsewhere: module, endpoint, introduction.
+    pub fn introductions(&self) -> Vec<(&'static str, Option<(String, Arc<Introduction>)>)> {
+        self.modules.iter().map(|module| (module.router.name(), module.router.introduction())).collect()
     }
 
     /// Looks after the dials until `stop`: asks endpoints how they are, and steps back from those that do badly.
@@ -248,6 +254,8 @@ trait Turnable: Send + Sync {
     fn move_live(&self) -> usize;
     async fn look(&self);
     fn reason_to_step_back(&self) -> Option<String>;
+    /// The first endpoint that has introduced itself, and as what.
+    fn introduction(&self) -> Option<(String, Arc<Introduction>)>;
 }
 
 #[async_trait]
@@ -332,6 +340,10 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
         let window = Duration::from_secs(limits.window_s);
         let there = Recent::together(table.remote.iter().map(|target| &target.recent), window);
         step_back::reason(there, local.recent.within(window), limits)
+    }
+
+    fn introduction(&self) -> Option<(String, Arc<Introduction>)> {
+        self.table.load().remote.iter().find_map(|target| Some((target.name.clone(), target.health.as_ref()?.peer()?)))
     }
 }
 

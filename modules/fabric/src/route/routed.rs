@@ -1,7 +1,7 @@
 //! The contracts, each kept by whoever the table says.
 
 use super::router::{Method, Router};
-use crate::{api::Methods as Api, audio::Methods as Hearing, guard::Bounds, inference::Methods as Understanding};
+use crate::{api::Methods as Api, audio::Methods as Hearing, inference::Methods as Understanding};
 use async_trait::async_trait;
 use contracts::{
     Audio, CallCx, CallError, ConversationId, Conversations, EventStream, Inference,
@@ -40,7 +40,8 @@ const WATCH: Method = method("watch", 3000);
 #[async_trait]
 impl Audio for Routed<dyn Audio, Hearing> {
     /// A session is opened where the table says, and stays there.
-    async fn open(&self, cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+    async fn open(&self, mut cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
+        let bounds = self.methods.open.enter(&mut cx);
         let (key, at_ms) = (cx.key, spec.rate.ms_at(spec.start));
         let work = async {
             let opened = self.router.call(OPEN_STREAM, cx.clone(), spec, |peer, cx, spec| async move { peer.open(cx, spec).await });
@@ -51,14 +52,14 @@ impl Audio for Routed<dyn Audio, Hearing> {
             }
             Ok(session)
         };
-        self.methods.open.call(Bounds::of(&cx), work).await
+        self.methods.open.call(bounds, work).await
     }
 }
 
 #[async_trait]
 impl Inference for Routed<dyn Inference, Understanding> {
-    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn analyze(&self, mut cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        let bounds = self.methods.analyze.enter(&mut cx);
         let work = self.router.shadowed(
             ANALYZE,
             |one: &Vec<_>, other| say_the_same(one, other),
@@ -69,15 +70,15 @@ impl Inference for Routed<dyn Inference, Understanding> {
         self.methods.analyze.call(bounds, work).await
     }
 
-    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn summarize(&self, mut cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        let bounds = self.methods.summarize.enter(&mut cx);
         let work =
             self.router.call(SUMMARIZE, cx, request, |peer, cx, request| async move { begin(peer.summarize(cx, request).await?).await });
         self.methods.summarize.call(bounds, async { Ok(work.await?.0) }).await
     }
 
-    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
-        let bounds = Bounds::of(&cx);
+    async fn tiers(&self, mut cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        let bounds = self.methods.tiers.enter(&mut cx);
         let work = self.router.call(TIERS, cx, (), |peer, cx, ()| async move { peer.tiers(cx).await });
         self.methods.tiers.call(bounds, async { Ok(work.await?.0) }).await
     }
@@ -104,7 +105,7 @@ fn say_the_same(one: &[Insight], other: &[Insight]) -> bool {
 /// One method of the record, whose arguments are its request.
 macro_rules! ask {
     ($self:ident, $cx:ident, $method:expr, $name:ident, $request:expr) => {{
-        let bounds = Bounds::of(&$cx);
+        let bounds = $self.methods.$name.enter(&mut $cx);
         let work = $self.router.call($method, $cx, $request, |peer, cx, request| async move { peer.$name(cx, request).await });
         $self.methods.$name.call(bounds, async { Ok(work.await?.0) }).await
     }};
@@ -112,31 +113,31 @@ macro_rules! ask {
 
 #[async_trait]
 impl Conversations for Routed<dyn Conversations, Api> {
-    async fn open(&self, cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError> {
+    async fn open(&self, mut cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError> {
         ask!(self, cx, OPEN, open, request)
     }
 
-    async fn attach(&self, cx: CallCx, request: Attach) -> Result<Attached, CallError> {
+    async fn attach(&self, mut cx: CallCx, request: Attach) -> Result<Attached, CallError> {
         ask!(self, cx, ATTACH, attach, request)
     }
 
-    async fn commit(&self, cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
+    async fn commit(&self, mut cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
         ask!(self, cx, COMMIT, commit, segments)
     }
 
-    async fn record(&self, cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
+    async fn record(&self, mut cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
         ask!(self, cx, RECORD, record, insights)
     }
 
-    async fn close(&self, cx: CallCx, request: Close) -> Result<Conversation, CallError> {
+    async fn close(&self, mut cx: CallCx, request: Close) -> Result<Conversation, CallError> {
         ask!(self, cx, CLOSE, close, request)
     }
 
-    async fn conversation(&self, cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
+    async fn conversation(&self, mut cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
         ask!(self, cx, VIEW, conversation, id)
     }
 
-    async fn watch(&self, cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
+    async fn watch(&self, mut cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
         ask!(self, cx, WATCH, watch, id)
     }
 }
