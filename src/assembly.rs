@@ -259,9 +259,12 @@ impl Front {
             tokio::select! { () = recovering.recover() => {}, () = stop.cancelled() => {} }
             Ok(())
         });
-        tasks.spawn("worker", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
-            worker.run(stop).await;
-            Ok(())
+        tasks.keep("worker", STOP_LIMIT, move |stop| {
+            let worker = worker.clone();
+            async move {
+                worker.run(stop).await;
+                Ok(())
+            }
         });
         tasks.spawn("record", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
             let draining = record.clone();

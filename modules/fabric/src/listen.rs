@@ -68,7 +68,7 @@ impl Listener {
     /// Accepts for ever. Dropping the stream closes the listener and removes its file.
     pub(crate) fn connections(self) -> BoxStream<'static, Accepted> {
         match self {
-            Self::Tcp(listener) => accepted(listener, accept_tcp).map(|stream| neighbor(stream)).boxed(),
+            Self::Tcp(listener) => accepted(listener, accept_tcp).map(neighbor).boxed(),
             Self::Tls(listener, tls) => accepted(listener, accept_tcp)
                 .map(move |stream| shake_hands(stream, tls.clone()))
                 .buffer_unordered(HANDSHAKES)
@@ -76,7 +76,7 @@ impl Listener {
                 .boxed(),
             Self::Unix(listener, file) => {
                 let accept = async |(listener, _file): &(UnixListener, SocketFile)| Ok(listener.accept().await?.0);
-                accepted((listener, file), accept).map(|stream| neighbor(stream)).boxed()
+                accepted((listener, file), accept).map(neighbor).boxed()
             }
         }
     }

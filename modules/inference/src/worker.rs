@@ -34,6 +34,7 @@ const CONTEXT: usize = 3;
 const KEPT: usize = 8;
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
+#[derive(Clone)]
 pub struct Worker {
     inference: Arc<dyn Inference>,
     conversations: Arc<dyn Conversations>,

@@ -1,12 +1,24 @@
-//! Names long tasks, watches them, and stops them one after another.
+//! Names long tasks, watches them, starts some of them again, and stops them one after another.
 //!
-//! Invariant: every task has a name, a rule for its end, and is waited for. Absent on purpose: restarting; a module that loses a task ends
-//! the process, and the process is what gets restarted.
+//! Invariant: every task has a name, a rule for its end, and is waited for. What can be started again without the rest of the process
+//! noticing is [`Supervisor::keep`]'s; a lost listener, or a task that fails again and again, ends the process, which is what gets restarted.
 
-use std::{any::Any, fmt, panic::AssertUnwindSafe, time::Duration};
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use std::{any::Any, collections::VecDeque, fmt, panic::AssertUnwindSafe, time::Duration};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+
+/// A task is started again so often in so much time; once more means that starting again does not help.
+pub const RESTARTS: usize = 5;
+pub const RESTART_WINDOW: Duration = Duration::from_secs(60);
+/// Before the first of them; then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Labels: `task`.
+pub const RESTARTED: &str = "quickcomm_task_restarts_total";
 
 /// What the end of a task means while nobody asked it to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +70,13 @@ impl Supervisor {
     {
         let stop = CancellationToken::new();
         let failures = self.failures.0.clone();
-        let work = AssertUnwindSafe(run(stop.clone()));
+        let work = run(stop.clone());
         let asked = stop.clone();
         let handle = tokio::spawn(async move {
-            let ended = futures::FutureExt::catch_unwind(work).await;
-            let cause = match ended {
-                Ok(Ok(())) if asked.is_cancelled() || on_end == OnEnd::Fine => return,
-                Ok(Ok(())) => "it returned although nobody stopped it".to_owned(),
-                Ok(Err(cause)) => format!("{cause:#}"),
-                Err(panic) => format!("it panicked: {}", panic_text(&*panic)),
+            let cause = match outcome(work).await {
+                Ok(()) if asked.is_cancelled() || on_end == OnEnd::Fine => return,
+                Ok(()) => "it returned although nobody stopped it".to_owned(),
+                Err(cause) => cause,
             };
             error!(task = name, cause, "task failed");
             if on_end == OnEnd::ExitProcess {
@@ -74,6 +84,29 @@ impl Supervisor {
             }
         });
         self.tasks.push(Task { name, stop, limit, handle });
+    }
+
+    /// Starts a task that is started again when it fails or panics, at most [`RESTARTS`] times in [`RESTART_WINDOW`].
+    pub fn keep<F>(&mut self, name: &'static str, limit: Duration, mut run: impl FnMut(CancellationToken) -> F + Send + 'static)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        self.spawn(name, OnEnd::ExitProcess, limit, move |stop| async move {
+            let mut failures = VecDeque::new();
+            loop {
+                let Err(cause) = outcome(run(stop.clone())).await else { return Ok(()) };
+                let now = Instant::now();
+                failures.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
+                failures.push_back(now);
+                if stop.is_cancelled() || failures.len() > RESTARTS {
+                    anyhow::bail!("{cause}; it was started again {} times in {} s", failures.len() - 1, RESTART_WINDOW.as_secs());
+                }
+                error!(task = name, cause, "task failed and is started again");
+                metrics::counter!(RESTARTED, "task" => name).increment(1);
+                let pause = FIRST_PAUSE * (1 << (failures.len() - 1));
+                tokio::select! { () = tokio::time::sleep(pause) => {}, () = stop.cancelled() => return Ok(()) }
+            }
+        });
     }
 
     /// Waits until a task that the process needs has ended. Cancel-safe.
@@ -93,6 +126,14 @@ impl Supervisor {
                 info!(task = task.name, "task stopped");
             }
         }
+    }
+}
+
+/// Of a task, or why it has none.
+async fn outcome(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), String> {
+    match futures::FutureExt::catch_unwind(AssertUnwindSafe(work)).await {
+        Ok(ended) => ended.map_err(|cause| format!("{cause:#}")),
+        Err(panic) => Err(format!("it panicked: {}", panic_text(&*panic))),
     }
 }
 
@@ -130,6 +171,46 @@ mod tests {
         supervisor.spawn("listener", OnEnd::ExitProcess, LIMIT, |_| async { panic!("socket lost") });
         let failure = supervisor.failed().await;
         assert_eq!(failure.to_string(), "listener ended: it panicked: socket lost");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_started_again_and_its_neighbor_does_not_notice() {
+        let starts = Arc::new(Mutex::new(0));
+        let mut supervisor = Supervisor::default();
+        supervisor.spawn("neighbor", OnEnd::ExitProcess, LIMIT, |stop| async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+        let counted = starts.clone();
+        supervisor.keep("worker", LIMIT, move |stop| {
+            *counted.lock().unwrap() += 1;
+            let first = *counted.lock().unwrap() <= 3;
+            async move {
+                assert!(!first, "on purpose");
+                stop.cancelled().await;
+                Ok(())
+            }
+        });
+        let lost = timeout(Duration::from_secs(10), supervisor.failed()).await;
+        assert!(lost.is_err(), "nothing ends the process: {lost:?}");
+        assert_eq!(*starts.lock().unwrap(), 4);
+        supervisor.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_again_and_again_ends_the_process_and_a_rare_panic_does_not() {
+        for (every, ends) in [(Duration::from_secs(1), true), (Duration::from_secs(20), false)] {
+            let mut supervisor = Supervisor::default();
+            supervisor.keep("worker", LIMIT, move |_| async move {
+                tokio::time::sleep(every).await;
+                panic!("on purpose")
+            });
+            let lost = timeout(Duration::from_secs(600), supervisor.failed()).await;
+            assert_eq!(lost.is_ok(), ends, "{lost:?}");
+            if let Ok(lost) = lost {
+                assert_eq!(lost.to_string(), "worker ended: it panicked: on purpose; it was started again 5 times in 60 s");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
