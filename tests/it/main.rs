@@ -12,3 +12,4 @@ mod layering;
 mod seeing;
 mod split;
 mod support;
+mod traces;

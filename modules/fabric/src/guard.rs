@@ -114,7 +114,7 @@ impl Meter {
     pub(crate) fn enter(&self, cx: &mut CallCx) -> Bounds {
         let above = cx.trace;
         let (mut trace, mut below) = (above, above);
-        if trace::wants(&above) {
+        if above.span_id == 0 || trace::wants(&above) {
             trace = above.child();
             below = if self.locality == Locality::Local { trace.child() } else { trace };
             cx.trace = below;
