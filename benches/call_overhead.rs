@@ -1,4 +1,4 @@
-//! What a call between modules costs: bare, behind the local rules, over a Unix socket, over TCP on loopback.
+//! What a call between modules costs: bare, behind the local rules, over a Unix socket, over TCP on loopback, and there with certificates.
 //!
 //! `cargo run --release -p fabric --example call_overhead`: a unary call (`tiers`), then one 20 ms frame in an open session until its event
 //! is back. Client and server share this process and its two threads, so a remote figure contains both sides' work.
@@ -10,7 +10,7 @@ use contracts::{
     audio::{CREDIT, EventTx, Input, ModelInfo, Session, SessionInfo, SpeechEvent, StreamSpec},
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
 };
-use fabric::{Services, connect, local, serve};
+use fabric::{Introduction, Network, Role, Services, Tls, certs::Authority, connect, local, serve};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use parking_lot::Mutex;
 use std::{
@@ -130,6 +130,13 @@ fn print(title: &str, mut rows: Vec<Row>) {
     }
 }
 
+/// A process with all roles, and its certificate in `folder`.
+fn certified(folder: &std::path::Path) -> anyhow::Result<Network> {
+    let authority = Authority::new()?;
+    let files = authority.issue(&Role::ALL, 1)?.write(folder, "all", &authority.pair().certificate)?;
+    Ok(Network::new(Introduction::default(), Some(Arc::new(Tls::load(files)?))))
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     // A real recorder and subscriber: without them metrics and spans would cost nothing.
@@ -139,9 +146,12 @@ async fn main() -> anyhow::Result<()> {
     let socket = std::env::temp_dir().join(format!("call_overhead-{}.sock", std::process::id()));
     let stop = CancellationToken::new();
     let unix = serve(&format!("unix:{}", socket.display()), services.clone()).await?;
-    let tcp = serve("127.0.0.1:0", services).await?;
-    let (unix_address, tcp_address) = (unix.address().to_owned(), tcp.address().to_owned());
-    let servers = [tokio::spawn(unix.run(stop.clone())), tokio::spawn(tcp.run(stop.clone()))];
+    let tcp = serve("127.0.0.1:0", services.clone()).await?;
+    let folder = tempfile::tempdir()?;
+    let sealed = certified(folder.path())?;
+    let tls = sealed.serve("https://127.0.0.1:0", services).await?;
+    let [unix_address, tcp_address, tls_address] = [&unix, &tcp, &tls].map(|server| server.address().to_owned());
+    let servers = [unix, tcp, tls].map(|server| tokio::spawn(server.run(stop.clone())));
 
     // In tasks of the runtime, as the product's calls are; `main` itself is on a thread of its own.
     let calls = unary(vec![
@@ -149,6 +159,7 @@ async fn main() -> anyhow::Result<()> {
         ("decorated local", local::inference(Arc::new(Instantly)), 20_000),
         ("unix socket", connect::inference(&unix_address)?, 2_000),
         ("tcp loopback", connect::inference(&tcp_address)?, 2_000),
+        ("tcp with certificates", sealed.inference(&tls_address)?, 2_000),
     ]);
     print("unary call", tokio::spawn(calls).await?);
     let hops = frames(vec![
@@ -156,6 +167,7 @@ async fn main() -> anyhow::Result<()> {
         ("decorated local", local::audio(Arc::new(Instantly)), 20_000),
         ("unix socket", connect::audio(&unix_address)?, 4_000),
         ("tcp loopback", connect::audio(&tcp_address)?, 4_000),
+        ("tcp with certificates", sealed.audio(&tls_address)?, 4_000),
     ]);
     print("20 ms frame to event", tokio::spawn(hops).await?);
     stop.cancel();

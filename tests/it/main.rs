@@ -14,3 +14,4 @@ mod route;
 mod seeing;
 mod split;
 mod support;
+mod traces;

@@ -36,7 +36,7 @@ impl CallCx {
     pub fn new(budget: Duration) -> Self {
         Self {
             deadline: Instant::now() + budget,
-            trace: TraceCx::root(),
+            trace: TraceCx::unbegun(),
             tenant: TenantId::default(),
             key: RouteKey::None,
             attempt: 0,
@@ -85,6 +85,10 @@ pub struct TraceCx {
 impl TraceCx {
     pub fn root() -> Self {
         Self { trace_id: rand::random::<u128>() | 1, span_id: rand::random::<u64>() | 1, sampled: true }
+    }
+    /// A new trace in which no span has begun: the first one stands below nothing.
+    pub fn unbegun() -> Self {
+        Self { span_id: 0, ..Self::root() }
     }
     /// The same trace, a new span.
     pub fn child(self) -> Self {

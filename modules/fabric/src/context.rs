@@ -85,7 +85,7 @@ mod tests {
             attempt: 2,
             depth: 3,
             shadow: true,
-            ..CallCx::new(Duration::from_millis(1234))
+            ..CallCx::new(Duration::from_millis(1234)).traced(TraceCx::root())
         };
         let mut metadata = MetadataMap::new();
         write(&sent, &mut metadata);

@@ -115,7 +115,7 @@ impl Meter {
         let above = cx.trace;
         let (mut trace, mut below) = (above, above);
         // Where a call is routed to has the spans; the way there adds none.
-        if self.locality != Locality::Routed && trace::wants(&above) {
+        if self.locality != Locality::Routed && (above.span_id == 0 || trace::wants(&above)) {
             trace = above.child();
             below = if self.locality == Locality::Local { trace.child() } else { trace };
             cx.trace = below;

@@ -484,11 +484,15 @@ impl Channel {
         let speech = matches!(body, SegmentBody::Speech(_));
         let open = self.utterance.take_if(|open| open.seq <= seq);
         let trace = open.as_ref().map_or_else(|| self.opening.trace.child(), |open| open.trace);
+        let (name, since) = match &body {
+            SegmentBody::Speech(spoken) => ("utterance", self.arrivals.since(spoken.from)),
+            SegmentBody::Silence => ("silence", Duration::ZERO),
+            SegmentBody::Gap { .. } => ("gap", Duration::ZERO),
+        };
+        let mut span = Span::begun_at(SystemTime::now() - since, name, Side::Inside, trace, self.opening.trace);
+        span.note("channel", i64::from(self.index().0));
+        span.note("seq", seq as i64);
         if let SegmentBody::Speech(spoken) = &mut body {
-            let began = SystemTime::now() - self.arrivals.since(spoken.from);
-            let mut span = Span::begun_at(began, "utterance", Side::Inside, trace, self.opening.trace);
-            span.note("channel", i64::from(self.index().0));
-            span.note("seq", seq as i64);
             if self.shared.settings.redact {
                 redaction::redact(&mut spoken.words);
             }
