@@ -3,15 +3,19 @@
 //! Invariant: the only place that names concrete types. A module that is not hosted here is a client of where it is; the rest of the
 //! process cannot tell.
 
-use crate::config::{Config, Mode, Place, Role};
+use crate::{
+    config::{Config, Place, Role},
+    dial,
+};
 use actix_web::{App, HttpServer};
 use anyhow::Context;
 use api::{
     Api, ApiDeps, Record,
-    admin::{self, Module, ModuleState, Status},
+    admin::{self, Status},
 };
 use audio::{engine::Engine, ingest::Ingest};
-use contracts::{Audio, Conversations, Inference};
+use contracts::{Audio, Conversations, Inference, route::Mode};
+use fabric::route::Dials;
 use platform::{
     bus::{Bus, Memory},
     onnx::Runtime,
@@ -27,8 +31,6 @@ use tracing::info;
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// Then every task gets this long.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How often a remote module is asked for its health, and how long it may take to answer.
-const PEER_CHECK: Duration = Duration::from_secs(2);
 /// Threads for sockets and HTTP; they compute nothing.
 const HTTP_WORKERS: usize = 2;
 
@@ -56,29 +58,15 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         false => None,
     };
     let models = Models::load(&config).await?;
-    let handles = Handles {
-        audio: match config.modules.audio.mode {
-            Mode::Local => models.engine.clone().map(|engine| fabric::local::audio(engine)),
-            Mode::Remote => Some(fabric::connect::audio(endpoint(&config.modules.audio)).context("modules.audio.endpoints")?),
-        },
-        inference: match config.modules.inference.mode {
-            Mode::Local => models.inference.clone().map(|inference| fabric::local::inference(inference)),
-            Mode::Remote => Some(fabric::connect::inference(endpoint(&config.modules.inference)).context("modules.inference.endpoints")?),
-        },
-        conversations: record.clone().map(|record| fabric::local::conversations(record)),
-    };
-    name_modules(&status, &config);
-    for (name, place) in [("audio", &config.modules.audio), ("inference", &config.modules.inference)] {
-        if place.mode == Mode::Remote {
-            watch(name, place, &status, &mut tasks)?;
-        }
-    }
-
     let mut front = None;
-    if let (Some(record), Some(audio), Some(inference), Some(conversations)) =
-        (record, handles.audio, handles.inference, handles.conversations)
-    {
-        front = Some(Front::start(&config, &mut tasks, &status, &bus, record, audio, inference, conversations).await?);
+    match record {
+        Some(record) => {
+            let mut dials = Dials::default();
+            let handles = Handles::build(&config, &models, record.clone(), &mut dials)?;
+            dial::attend(Arc::new(dials), &config, &status, &mut tasks);
+            front = Some(Front::start(&config, &mut tasks, &status, &bus, record, handles).await?);
+        }
+        None => dial::name_hosted(&status, &config),
     }
     let grpc = match &config.grpc.listen {
         Some(listen) => {
@@ -130,7 +118,7 @@ struct Models {
 impl Models {
     /// Loads recognizer, detector and embeddings at the same time.
     async fn load(config: &Config) -> anyhow::Result<Self> {
-        let here = |role: Role, place: &Place| config.roles.contains(&role) && place.mode == Mode::Local;
+        let here = |role: Role, place: &Place| config.roles.contains(&role) && place.mode != Mode::Remote;
         let (hears, understands) = (here(Role::Audio, &config.modules.audio), here(Role::Inference, &config.modules.inference));
         let (models, audio, inference) = (config.models.clone(), config.audio.clone(), config.inference.clone());
         let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Self> {
@@ -172,10 +160,32 @@ impl Models {
     }
 }
 
+/// How the modules are called in the process that holds the bus.
 struct Handles {
-    audio: Option<Arc<dyn Audio>>,
-    inference: Option<Arc<dyn Inference>>,
-    conversations: Option<Arc<dyn Conversations>>,
+    audio: Arc<dyn Audio>,
+    inference: Arc<dyn Inference>,
+    conversations: Arc<dyn Conversations>,
+}
+
+impl Handles {
+    fn build(config: &Config, models: &Models, record: Arc<Record>, dials: &mut Dials) -> anyhow::Result<Self> {
+        let place = |place: &Place| fabric::route::Place { dial: place.dial(), endpoints: place.endpoints.clone() };
+        let (audio, inference, api) = (&config.modules.audio, &config.modules.inference, &config.modules.api);
+        let engine = models.engine.clone().map(|engine| fabric::local::audio(engine));
+        let understanding = models.inference.clone().map(|inference| fabric::local::inference(inference));
+        let kept = fabric::local::conversations(record);
+        // A macro, because each contract is a type of its own.
+        macro_rules! at {
+            ($module:ident) => {
+                Arc::new(|endpoint: &str| Ok((fabric::connect::$module(endpoint)?, fabric::connect::health(endpoint)?)))
+            };
+        }
+        Ok(Self {
+            audio: dials.audio(engine, &place(audio), at!(audio)).context("modules.audio.endpoints")?,
+            inference: dials.inference(understanding, &place(inference), at!(inference)).context("modules.inference.endpoints")?,
+            conversations: dials.conversations(Some(kept), &place(api), at!(conversations)).context("modules.api.endpoints")?,
+        })
+    }
 }
 
 /// What callers and viewers connect to: sockets, record, API; in the process that holds the bus.
@@ -186,17 +196,15 @@ struct Front {
 }
 
 impl Front {
-    #[allow(clippy::too_many_arguments)] // the parts list of a process
     async fn start(
         config: &Config,
         tasks: &mut Supervisor,
         status: &Status,
         bus: &Arc<dyn Bus>,
         record: Arc<Record>,
-        audio: Arc<dyn Audio>,
-        inference: Arc<dyn Inference>,
-        conversations: Arc<dyn Conversations>,
+        handles: Handles,
     ) -> anyhow::Result<Self> {
+        let Handles { audio, inference, conversations } = handles;
         let ingest = Ingest::start(audio::ingest::IngestDeps {
             audio,
             conversations: conversations.clone(),
@@ -261,49 +269,6 @@ impl Front {
         });
         Ok(Self { ingest, conversations, addr })
     }
-}
-
-fn endpoint(place: &Place) -> &str {
-    place.endpoints.first().map_or("", String::as_str)
-}
-
-/// Tells the status page which modules this process calls, and where.
-fn name_modules(status: &Status, config: &Config) {
-    let front = config.roles.contains(&Role::Api);
-    let places = [
-        ("api", Role::Api, &config.modules.api),
-        ("audio", Role::Audio, &config.modules.audio),
-        ("inference", Role::Inference, &config.modules.inference),
-    ];
-    for (name, role, place) in places {
-        if !front && !config.roles.contains(&role) {
-            continue;
-        }
-        status.set(Module {
-            name: name.into(),
-            mode: if place.mode == Mode::Local { admin::Mode::Local } else { admin::Mode::Remote },
-            endpoint: place.endpoints.first().cloned(),
-            state: ModuleState::Ready,
-            detail: "serving".into(),
-        });
-    }
-}
-
-/// Asks a remote module how it is, so that the status page and `/readyz` know before a caller finds out.
-fn watch(name: &'static str, place: &Place, status: &Status, tasks: &mut Supervisor) -> anyhow::Result<()> {
-    let health = fabric::connect::health(endpoint(place)).with_context(|| format!("modules.{name}.endpoints"))?;
-    let status = status.clone();
-    tasks.spawn("peers", OnEnd::ExitProcess, STOP_LIMIT, move |stop| async move {
-        let mut look = tokio::time::interval(PEER_CHECK);
-        loop {
-            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
-            match health.check(name, PEER_CHECK).await {
-                Ok(()) => status.turn(name, ModuleState::Ready, "serving"),
-                Err(error) => status.turn(name, ModuleState::Failing, error.to_string()),
-            }
-        }
-    });
-    Ok(())
 }
 
 fn describe_metrics() {

@@ -1,5 +1,6 @@
 //! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
 
+use contracts::route::{Dial, Mode, StepBack};
 use platform::{settings, telemetry};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -26,6 +27,15 @@ pub struct Config {
     pub audio: audio::settings::Settings,
     pub inference: inference::Settings,
     pub api: api::settings::Settings,
+    #[serde(skip)]
+    pub source: Source,
+}
+
+/// Where it was read from, so that it can be read again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    pub file: Option<PathBuf>,
+    flags: serde_json::Value,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
@@ -83,18 +93,30 @@ pub struct Modules {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Place {
-    /// `local`: in this process; `remote`: at `endpoints`. Default: local
+    /// `local`: in this process; `remote`: at `endpoints`; `routed`: by percentage, each side standing in for the other. Default: local
     pub mode: Mode,
-    /// `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`; with `remote` exactly one, until there is routing.
+    /// `http://127.0.0.1:7443` or `unix:/run/quickcomm/audio.sock`, one or more; with `local` they wait for the dial to be turned.
     pub endpoints: Vec<String>,
+    pub route: Route,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    #[default]
-    Local,
-    Remote,
+/// The dial of a routed module. Read again whenever the file changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Route {
+    /// Conversations that go to the endpoints, 0 to 100. Default: 0
+    pub remote_percent: u8,
+    /// Calls also asked of the other side and compared, 0 to 100; of inference only. Default: 0
+    pub shadow_percent: u8,
+    /// When the dial goes back by itself.
+    pub step_back: StepBack,
+}
+
+impl Place {
+    pub fn dial(&self) -> Dial {
+        let Route { remote_percent, shadow_percent, step_back } = self.route;
+        Dial { mode: self.mode, remote_percent, shadow_percent, step_back }
+    }
 }
 
 impl Default for Config {
@@ -112,6 +134,7 @@ impl Default for Config {
             audio: audio::settings::Settings::default(),
             inference: inference::Settings::default(),
             api: api::settings::Settings::default(),
+            source: Source::default(),
         }
     }
 }
@@ -141,9 +164,16 @@ impl Config {
     pub fn load(file: Option<&Path>, flags: impl Serialize) -> Result<Self, ConfigError> {
         let default = Path::new("quickcomm.toml");
         let file = file.or_else(|| default.is_file().then_some(default));
-        let config: Self = settings::load(file, flags)?;
+        let flags = serde_json::to_value(flags).map_err(|e| settings::SettingsError::Bad(e.to_string()))?;
+        let mut config: Self = settings::load(file, &flags)?;
         config.check()?;
+        config.source = Source { file: file.map(Path::to_owned), flags };
         Ok(config)
+    }
+
+    /// The same layers as they are now.
+    pub fn read_again(source: &Source) -> Result<Self, ConfigError> {
+        Self::load(source.file.as_deref(), &source.flags)
     }
 
     /// Everything that can be refused before anything binds.
@@ -170,23 +200,30 @@ impl Config {
         for (name, role, place) in places {
             let key = format!("modules.{name}");
             let hosted = self.roles.contains(&role);
-            match (place.mode, place.endpoints.len()) {
-                (Mode::Remote, 1) | (Mode::Local, 0) => {}
-                (Mode::Remote, n) => return refuse(&format!("{key}.endpoints"), format!("{n} given; mode remote needs exactly one")),
-                (Mode::Local, _) => return refuse(&format!("{key}.endpoints"), "given although mode is local; expected none".into()),
+            let dial = place.dial();
+            if dial.asks_remote() && place.endpoints.is_empty() {
+                return refuse(&format!("{key}.endpoints"), format!("none given; {dial} needs at least one"));
+            }
+            for (name, percent) in [("remote_percent", dial.remote_percent), ("shadow_percent", dial.shadow_percent)] {
+                if percent > 100 {
+                    return refuse(&format!("{key}.route.{name}"), format!("{percent}; expected 0 to 100"));
+                }
+            }
+            if dial.shadow_percent > 0 && role != Role::Inference {
+                return refuse(&format!("{key}.route.shadow_percent"), "only calls of inference can be shadowed; expected 0".into());
             }
             // Ingest, recorder and worker run where the bus is, so only the process with the api role calls other modules.
             let needed = self.roles.contains(&Role::Api);
-            if needed && !hosted && place.mode == Mode::Local {
+            if needed && !hosted && dial.asks_local() {
                 return refuse(
                     &format!("{key}.mode"),
-                    format!("local, but this process has no {name} role; expected remote and an endpoint"),
+                    format!("{dial}, but this process has no {name} role; expected remote and an endpoint"),
                 );
             }
         }
-        if self.modules.api.mode == Mode::Remote {
+        if self.modules.api.mode != Mode::Local || !self.modules.api.endpoints.is_empty() {
             let problem =
-                "remote needs a bus that processes share, and the only one so far is in memory; host the api role where callers connect";
+                "elsewhere needs a bus that processes share, and the only one so far is in memory; host the api role where callers connect";
             return refuse("modules.api.mode", problem.into());
         }
         let checked = [("audio", self.audio.check()), ("inference", self.inference.check()), ("api", self.api.check())];
@@ -227,7 +264,16 @@ mod tests {
         refused(serde_json::json!({ "roles": ["api", "audio"] }), &["modules.inference.mode", "endpoint"]);
         refused(serde_json::json!({ "roles": [] }), &["roles", "at least one"]);
         refused(serde_json::json!({ "modules": { "api": { "mode": "remote", "endpoints": ["unix:/x"] } } }), &["modules.api.mode", "bus"]);
-        refused(serde_json::json!({ "modules": { "audio": { "mode": "remote" } } }), &["modules.audio.endpoints", "exactly one"]);
+        refused(serde_json::json!({ "modules": { "audio": { "mode": "remote" } } }), &["modules.audio.endpoints", "at least one"]);
+    }
+
+    #[test]
+    fn a_dial_that_cannot_be_is_refused() {
+        let audio = |place: serde_json::Value| serde_json::json!({ "modules": { "audio": place } });
+        let route = serde_json::json!({ "remote_percent": 101 });
+        refused(audio(serde_json::json!({ "mode": "routed", "endpoints": ["unix:/x"], "route": route })), &["remote_percent", "0 to 100"]);
+        refused(audio(serde_json::json!({ "mode": "routed", "route": { "remote_percent": 10 } })), &["modules.audio.endpoints", "10 %"]);
+        refused(audio(serde_json::json!({ "route": { "shadow_percent": 10 } })), &["shadow_percent", "inference"]);
     }
 
     #[test]

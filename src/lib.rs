@@ -5,5 +5,6 @@ pub mod calls;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod dial;
 
 pub use assembly::{Addresses, run};

@@ -2,6 +2,7 @@
 
 pub mod completions;
 pub mod demo;
+pub mod route;
 pub mod serve;
 pub mod status;
 pub mod transcribe;
@@ -27,6 +28,8 @@ enum Command {
     Transcribe(transcribe::Options),
     /// Show how a running process does.
     Status(status::Options),
+    /// Show or turn where a module's calls go.
+    Route(route::Options),
     /// Print shell completions.
     Completions(completions::Options),
 }
@@ -37,6 +40,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Demo(options) => demo::run(options).await,
         Command::Transcribe(options) => transcribe::run(options).await,
         Command::Status(options) => status::run(options).await,
+        Command::Route(options) => route::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }
 }

@@ -8,6 +8,8 @@ mod calls;
 mod crash;
 mod deepgram_sdk;
 mod layering;
+mod moving;
+mod route;
 mod seeing;
 mod split;
 mod support;

@@ -1,15 +1,16 @@
-//! What an operator asks: is it alive, is it ready, what does it do with the processor.
+//! What an operator asks: is it alive, is it ready, what does it do with the processor; and the dials, which an operator turns.
 //!
 //! Invariants: the listener has a thread and a runtime of its own and reads nothing but memory and `/proc`, so it answers while every other
 //! thread computes; what it tells names no secret and no word that was spoken.
 //! Deliberately absent: deciding what is ready; assembly tells [`Status`], the live feed tells it tiers and how many calls are live.
 
 mod cpu;
+mod routes;
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, http::header, web};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use contracts::inference::TierStatus;
+use contracts::{inference::TierStatus, route::Routes};
 use cpu::CpuMeter;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -33,6 +34,8 @@ pub use cpu::name_thread;
 pub enum Mode {
     Local,
     Remote,
+    /// By percentage, each side standing in for the other.
+    Routed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -72,6 +75,7 @@ struct Inner {
     live: AtomicUsize,
     modules: Mutex<Vec<Module>>,
     tiers: Mutex<Vec<TierStatus>>,
+    routes: Mutex<Option<Arc<dyn Routes>>>,
 }
 
 impl Status {
@@ -86,6 +90,7 @@ impl Status {
             live: AtomicUsize::new(0),
             modules: Mutex::default(),
             tiers: Mutex::default(),
+            routes: Mutex::default(),
         }))
     }
 
@@ -104,6 +109,15 @@ impl Status {
             known.state = state;
             known.detail = detail.into();
         }
+    }
+
+    /// Whose dials are read and turned here.
+    pub fn dial_by(&self, routes: Arc<dyn Routes>) {
+        *self.0.routes.lock() = Some(routes);
+    }
+
+    fn routes(&self) -> Option<Arc<dyn Routes>> {
+        self.0.routes.lock().clone()
     }
 
     /// From now on `/readyz` says no, so that a balancer sends callers elsewhere while accepted work is finished.
@@ -270,6 +284,8 @@ fn routes(app: &mut web::ServiceConfig, status: Status, render: RenderMetrics, c
         .service(web::resource("/readyz").get(readyz).head(readyz))
         .service(web::resource("/metrics").get(metrics).head(metrics))
         .service(web::resource("/admin/status").get(report).head(report))
+        .service(web::resource("/admin/routes").get(routes::read).head(routes::read))
+        .service(web::resource("/admin/routes/{module}").put(routes::turn))
         .default_service(web::to(nothing_here));
 }
 
@@ -303,7 +319,7 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
     let path: String = request.path().chars().take(128).collect();
     HttpResponse::NotFound().content_type("application/problem+json").json(serde_json::json!({
         "type": "urn:quickcomm:problem:not_found", "title": "Not found", "status": 404, "code": "not_found",
-        "detail": format!("nothing answers {path:?} here: /livez, /readyz, /metrics and /admin/status do"), "instance": path,
+        "detail": format!("nothing answers {path:?} here: /livez, /readyz, /metrics, /admin/status and /admin/routes do"), "instance": path,
     }))
 }
 

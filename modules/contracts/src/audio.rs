@@ -16,7 +16,7 @@ use std::{
     collections::VecDeque,
     panic::AssertUnwindSafe,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -39,6 +39,7 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// - events of one session arrive in order; segments are complete and contiguous, partials may be skipped (the latest wins);
 /// - every [`FrameTx::finalize`] is answered by one [`SpeechEvent::Flushed`], also when nothing was pending;
 /// - after [`FrameTx::finish`] the tail is flushed, then the events end;
+/// - a session asked to move goes on as before; whoever opens the next one where the last segment ended misses and doubles nothing;
 /// - dropping either half abandons the session and frees its slot.
 #[async_trait]
 pub trait Audio: Send + Sync + 'static {
@@ -120,6 +121,9 @@ pub enum SpeechEvent {
     Retracted { seq: u64 },
     /// The answer to a `finalize`: everything before it has been sent as segments.
     Flushed { token: u32 },
+    /// Take the stream elsewhere at the next chance: its place is leaving, or somebody wants it in another one. The session goes on
+    /// until its caller has moved.
+    Handover,
 }
 
 impl SpeechEvent {
@@ -302,6 +306,8 @@ struct Queue {
     consumed: usize,
     was_full: bool,
     reader_gone: bool,
+    /// [`SpeechEvent::Handover`] is to be told, before what waits; it takes no place in the queue.
+    handover: bool,
 }
 
 impl Queue {
@@ -399,6 +405,9 @@ impl EventRx {
             let arrived = self.shared.arrived.notified();
             {
                 let mut queue = self.shared.queue.lock();
+                if std::mem::take(&mut queue.handover) {
+                    return Some(Ok(SpeechEvent::Handover));
+                }
                 if let Some(event) = queue.events.pop_front() {
                     let caught_up = queue.caught_up();
                     drop(queue);
@@ -430,10 +439,34 @@ pub enum Carried {
 }
 
 impl EventRx {
+    /// For whoever chose the place and may want the session in another one.
+    pub fn mover(&self) -> Mover {
+        Mover { shared: Arc::downgrade(&self.shared) }
+    }
+
     /// For an adapter that carries the session elsewhere; everybody else reads with [`EventRx::next`].
     pub fn carry(self) -> CarriedRx {
         self.shared.carried.store(true, Ordering::Release);
         CarriedRx { events: self }
+    }
+}
+
+/// Asks a session's caller to move. Keeps nothing alive.
+#[derive(Clone)]
+pub struct Mover {
+    shared: Weak<Shared>,
+}
+
+impl Mover {
+    /// The reader gets [`SpeechEvent::Handover`] next; asking again before it was read changes nothing.
+    pub fn ask(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.hand_over();
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.shared.upgrade().is_none_or(|shared| shared.ended.get().is_some())
     }
 }
 
@@ -453,6 +486,9 @@ impl CarriedRx {
                 let mut queue = shared.queue.lock();
                 if queue.consumed > 0 {
                     return Some(Ok(Carried::Consumed(std::mem::take(&mut queue.consumed))));
+                }
+                if std::mem::take(&mut queue.handover) {
+                    return Some(Ok(Carried::Event(SpeechEvent::Handover)));
                 }
                 if let Some(event) = queue.events.pop_front() {
                     queue.lent += 1;
@@ -497,6 +533,9 @@ pub struct EventTx {
 impl EventTx {
     /// Queues an event and never waits. An unread partial of the same segment is replaced, and a segment takes its partial's place.
     pub fn send(&self, event: SpeechEvent) {
+        if event == SpeechEvent::Handover {
+            return self.shared.hand_over();
+        }
         let mut queue = self.shared.queue.lock();
         if queue.reader_gone {
             return;
@@ -566,6 +605,12 @@ impl Shared {
             self.close(Err(error.clone()));
             error
         })
+    }
+
+    fn hand_over(&self) {
+        self.queue.lock().handover = true;
+        self.arrived.notify_waiters();
+        self.arrived.notify_one();
     }
 
     fn close(&self, end: Result<(), CallError>) {

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod inference;
 pub mod pcm;
 pub mod redaction;
+pub mod route;
 pub mod signal;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -5,6 +5,7 @@ pub(crate) mod server;
 pub(crate) mod wire;
 
 use crate::metrics::{Locality, Meter};
+use std::sync::Arc;
 
 pub(crate) const MODULE: &str = "audio";
 
@@ -14,6 +15,11 @@ pub(crate) struct Methods {
 
 impl Methods {
     pub(crate) fn new(locality: Locality) -> Self {
-        Self { open: Meter::new(locality, MODULE, "open") }
+        Self::at(locality, &Arc::from(locality.name()))
+    }
+
+    /// For a target of its own name.
+    pub(crate) fn at(locality: Locality, target: &Arc<str>) -> Self {
+        Self { open: Meter::new(locality, target, MODULE, "open") }
     }
 }

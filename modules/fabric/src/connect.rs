@@ -28,17 +28,17 @@ pub enum ConnectError {
 
 /// The module `audio` at `endpoint`.
 pub fn audio(endpoint: &str) -> Result<Arc<dyn Audio>, ConnectError> {
-    Ok(Arc::new(audio::client::Remote::new(Peer::parse(endpoint)?.channel(Liveness::default()))))
+    Ok(Arc::new(audio::client::Remote::new(Peer::parse(endpoint)?.channel(Liveness::default()), endpoint)))
 }
 
 /// The module `inference` at `endpoint`.
 pub fn inference(endpoint: &str) -> Result<Arc<dyn Inference>, ConnectError> {
-    Ok(Arc::new(inference::client::Remote::new(Peer::parse(endpoint)?.channel(Liveness::default()))))
+    Ok(Arc::new(inference::client::Remote::new(Peer::parse(endpoint)?.channel(Liveness::default()), endpoint)))
 }
 
 /// The module `api` at `endpoint`.
 pub fn conversations(endpoint: &str) -> Result<Arc<dyn Conversations>, ConnectError> {
-    Ok(Arc::new(api::client::Remote::new(Peer::parse(endpoint)?.channel(Liveness::default()))))
+    Ok(Arc::new(api::client::Remote::new(Peer::parse(endpoint)?.channel(Liveness::default()), endpoint)))
 }
 
 /// Asks a process about its modules, by the standard health service.
@@ -48,10 +48,14 @@ pub struct Health {
 }
 
 pub fn health(endpoint: &str) -> Result<Health, ConnectError> {
-    Ok(Health { client: HealthClient::new(Peer::parse(endpoint)?.channel(Liveness::default())) })
+    Ok(Health::over(Peer::parse(endpoint)?.channel(Liveness::default())))
 }
 
 impl Health {
+    pub(crate) fn over(channel: Channel) -> Self {
+        Self { client: HealthClient::new(channel) }
+    }
+
     /// Whether `module` (`audio`, `inference`, `api`) is served there, within `patience`.
     pub async fn check(&self, module: &str, patience: Duration) -> Result<(), CallError> {
         let request = HealthCheckRequest { service: module.into() };

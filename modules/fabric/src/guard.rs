@@ -126,7 +126,7 @@ impl Meter {
         }
         match self.locality {
             Locality::Served => span!(info_span),
-            Locality::Local | Locality::Remote => span!(debug_span),
+            Locality::Local | Locality::Remote | Locality::Routed => span!(debug_span),
         }
     }
 }
@@ -190,7 +190,7 @@ mod tests {
         metrics::with_local_recorder(&recorder, || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
             runtime.block_on(async {
-                let meter = Meter::new(Locality::Local, "inference", "tiers");
+                let meter = Meter::new(Locality::Local, &"local".into(), "inference", "tiers");
                 let cx = CallCx::new(Duration::from_secs(1));
                 meter.call(Bounds::of(&cx), async { Ok(()) }).await.expect("an answer");
                 let _ = meter.call::<()>(Bounds::of(&cx), async { Err(CallError::busy(Duration::ZERO, "full")) }).await;
@@ -201,7 +201,7 @@ mod tests {
         let text = handle.render();
         for outcome in ["ok", "busy", "cancelled"] {
             let line = format!(
-                "quickcomm_module_call_seconds_count{{module=\"inference\",method=\"tiers\",locality=\"local\",outcome=\"{outcome}\"}} 1"
+                "quickcomm_module_call_seconds_count{{module=\"inference\",method=\"tiers\",locality=\"local\",target=\"local\",outcome=\"{outcome}\"}} 1"
             );
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }

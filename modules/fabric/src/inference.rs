@@ -5,6 +5,7 @@ pub(crate) mod server;
 pub(crate) mod wire;
 
 use crate::metrics::{Locality, Meter};
+use std::sync::Arc;
 
 pub(crate) const MODULE: &str = "inference";
 
@@ -16,7 +17,12 @@ pub(crate) struct Methods {
 
 impl Methods {
     pub(crate) fn new(locality: Locality) -> Self {
-        let meter = |method| Meter::new(locality, MODULE, method);
+        Self::at(locality, &Arc::from(locality.name()))
+    }
+
+    /// For a target of its own name.
+    pub(crate) fn at(locality: Locality, target: &Arc<str>) -> Self {
+        let meter = |method| Meter::new(locality, target, MODULE, method);
         Self { analyze: meter("analyze"), summarize: meter("summarize"), tiers: meter("tiers") }
     }
 }

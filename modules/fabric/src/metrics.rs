@@ -2,14 +2,38 @@
 
 use contracts::{CallError, ErrorKind};
 use metrics::Histogram;
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 /// One call between modules as its side saw it. Of a stream, only the opening.
-/// Labels: `module`, `method`, `locality` (local, remote, served), `outcome` (ok, or the error's kind).
+/// Labels: `module`, `method`, `locality` (local, remote, served; routed: all attempts of a call together), `target` (the endpoint of a
+/// remote one, else the locality again), `outcome` (ok, or the error's kind).
 pub const CALL_SECONDS: &str = "quickcomm_module_call_seconds";
+
+/// Labels: `module`, `method`, `again` (elsewhere, here).
+pub const RETRIES: &str = "quickcomm_module_retries_total";
+/// Calls also asked of the other side. Labels: `module`, `method`, `outcome` (same, differs, failed, late; skipped: all slots were taken;
+/// alone: the call itself failed).
+pub const SHADOWS: &str = "quickcomm_shadows_total";
+/// Labels: `module`, `target`.
+pub const BREAKER: &str = "quickcomm_breaker_state";
+/// Labels: `module`.
+pub const ROUTE_VERSION: &str = "quickcomm_route_version";
+/// Labels: `module`.
+pub const ROUTE_REMOTE: &str = "quickcomm_route_remote_ratio";
+/// Labels: `module`, `by` (file, operator, step_back).
+pub const ROUTE_CHANGES: &str = "quickcomm_route_changes_total";
 
 pub fn describe() {
     metrics::describe_histogram!(CALL_SECONDS, metrics::Unit::Seconds, "A call between modules, until its answer or its stream has begun");
+    metrics::describe_counter!(RETRIES, metrics::Unit::Count, "Calls asked again, of another target or of the same");
+    metrics::describe_counter!(SHADOWS, metrics::Unit::Count, "Calls also asked of the other side, and how its answer compared");
+    metrics::describe_gauge!(BREAKER, "Whether a target is asked: 0 closed, 1 half open, 2 open");
+    metrics::describe_gauge!(ROUTE_VERSION, "Version of a module's route table");
+    metrics::describe_gauge!(ROUTE_REMOTE, "Share of conversations routed to the endpoints");
+    metrics::describe_counter!(ROUTE_CHANGES, metrics::Unit::Count, "Changes of a module's dial");
 }
 
 /// Where the other side of a call is.
@@ -21,6 +45,8 @@ pub(crate) enum Locality {
     Remote,
     /// Elsewhere; we answered.
     Served,
+    /// Wherever the route table says.
+    Routed,
 }
 
 impl Locality {
@@ -29,6 +55,7 @@ impl Locality {
             Self::Local => "local",
             Self::Remote => "remote",
             Self::Served => "served",
+            Self::Routed => "routed",
         }
     }
 }
@@ -38,12 +65,13 @@ pub(crate) struct Meter {
     pub(crate) module: &'static str,
     pub(crate) method: &'static str,
     pub(crate) locality: Locality,
+    target: Arc<str>,
     outcomes: [OnceLock<Histogram>; 1 + ErrorKind::ALL.len()],
 }
 
 impl Meter {
-    pub(crate) fn new(locality: Locality, module: &'static str, method: &'static str) -> Self {
-        Self { module, method, locality, outcomes: [const { OnceLock::new() }; 1 + ErrorKind::ALL.len()] }
+    pub(crate) fn new(locality: Locality, target: &Arc<str>, module: &'static str, method: &'static str) -> Self {
+        Self { module, method, locality, target: target.clone(), outcomes: [const { OnceLock::new() }; 1 + ErrorKind::ALL.len()] }
     }
 
     pub(crate) fn record<T>(&self, took: Duration, answer: &Result<T, CallError>) {
@@ -57,6 +85,7 @@ impl Meter {
                 "module" => self.module,
                 "method" => self.method,
                 "locality" => self.locality.name(),
+                "target" => self.target.to_string(),
                 "outcome" => outcome,
             )
         });

@@ -112,6 +112,7 @@ fn event() -> impl Strategy<Value = SpeechEvent> {
         })),
         any::<u64>().prop_map(|seq| SpeechEvent::Retracted { seq }),
         any::<u32>().prop_map(|token| SpeechEvent::Flushed { token }),
+        Just(SpeechEvent::Handover),
     ]
 }
 prop_compose! {

@@ -2,14 +2,18 @@
 
 use crate::{
     api, audio,
-    connect::{self, Liveness, Peer, endpoint},
+    connect::{self, Health, Liveness, Peer, endpoint},
     inference, local,
+    route::{self as dial, BreakerLimits, Connect, Dials, Limits},
     serve::{Services, run, serve},
 };
 use async_trait::async_trait;
 use contracts::{
-    Audio, CallCx, Conversations, Encoding, ErrorKind, Inference, Origin, SampleRate,
+    Audio, CallCx, CallError, ConversationId, Conversations, Encoding, ErrorKind, EventStream, Inference, Origin, SampleRate,
     audio::{Session, StreamSpec},
+    conversation::{Attach, Attached, Close, CommitOutcome, Conversation, ConversationView, OpenConversation, RecordEvent, Segment},
+    inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
+    route::{Dial, Mode},
     testing::{
         Behavior, FakeAudio, FakeConversations, FakeInference, Place, Sound, audio_suite, call_suite, conversations_suite, inference_suite,
     },
@@ -47,12 +51,12 @@ impl Place for Here {
 
 /// Over gRPC on a pipe in memory.
 #[derive(Default)]
-struct Pipe {
+pub(crate) struct Pipe {
     stops: Mutex<Vec<DropGuard>>,
 }
 
 impl Pipe {
-    fn serve(&self, services: Services) -> Channel {
+    pub(crate) fn serve(&self, services: Services) -> Channel {
         let (connections, incoming) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
         self.stops.lock().push(stop.clone().drop_guard());
@@ -73,13 +77,155 @@ fn pipe_to(connections: mpsc::UnboundedSender<DuplexStream>) -> Channel {
 #[async_trait]
 impl Place for Pipe {
     async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
-        Arc::new(audio::client::Remote::new(self.serve(Services { audio: Some(module), ..Default::default() })))
+        Arc::new(audio::client::Remote::new(self.serve(Services { audio: Some(module), ..Default::default() }), "pipe"))
     }
     async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
-        Arc::new(inference::client::Remote::new(self.serve(Services { inference: Some(module), ..Default::default() })))
+        Arc::new(inference::client::Remote::new(self.serve(Services { inference: Some(module), ..Default::default() }), "pipe"))
     }
     async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
-        Arc::new(api::client::Remote::new(self.serve(Services { conversations: Some(module), ..Default::default() })))
+        Arc::new(api::client::Remote::new(self.serve(Services { conversations: Some(module), ..Default::default() }), "pipe"))
+    }
+}
+
+/// Over a pipe, and everything that may be repeated arrives twice: as when an answer was lost and the call was made again.
+#[derive(Default)]
+struct Repeated {
+    pipe: Pipe,
+}
+
+struct Twice<T: ?Sized>(Arc<T>);
+
+#[async_trait]
+impl Inference for Twice<dyn Inference> {
+    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        let first = self.0.analyze(cx.clone(), request.clone()).await;
+        assert_eq!(self.0.analyze(cx, request).await, first, "the repetition is answered alike");
+        first
+    }
+    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        drop(self.0.summarize(cx.clone(), request.clone()).await);
+        self.0.summarize(cx, request).await
+    }
+    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        let first = self.0.tiers(cx.clone()).await;
+        assert_eq!(self.0.tiers(cx).await, first, "the repetition is answered alike");
+        first
+    }
+}
+
+#[async_trait]
+impl Conversations for Twice<dyn Conversations> {
+    async fn open(&self, cx: CallCx, request: OpenConversation) -> Result<Conversation, CallError> {
+        let first = self.0.open(cx.clone(), request.clone()).await;
+        assert_eq!(self.0.open(cx, request).await, first, "the repetition is answered alike");
+        first
+    }
+    async fn attach(&self, cx: CallCx, request: Attach) -> Result<Attached, CallError> {
+        self.0.attach(cx, request).await
+    }
+    async fn commit(&self, cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
+        let first = self.0.commit(cx.clone(), segments.clone()).await?;
+        // What was ahead may fit by now, so it is no repetition.
+        let done = segments.into_iter().zip(&first).filter(|(_, outcome)| **outcome == CommitOutcome::Committed);
+        let again: Vec<Segment> = done.map(|(segment, _)| segment).collect();
+        let outcomes = self.0.commit(cx, again).await?;
+        assert!(outcomes.iter().all(|outcome| *outcome == CommitOutcome::Duplicate), "{outcomes:?}");
+        Ok(first)
+    }
+    async fn record(&self, cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
+        let first = self.0.record(cx.clone(), insights.clone()).await;
+        let _ = self.0.record(cx, insights).await; // nothing new now
+        first
+    }
+    async fn close(&self, cx: CallCx, request: Close) -> Result<Conversation, CallError> {
+        let first = self.0.close(cx.clone(), request.clone()).await;
+        assert_eq!(self.0.close(cx, request).await, first, "the repetition is answered alike");
+        first
+    }
+    async fn conversation(&self, cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
+        self.0.conversation(cx, id).await
+    }
+    async fn watch(&self, cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
+        self.0.watch(cx, id).await
+    }
+}
+
+#[async_trait]
+impl Place for Repeated {
+    async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
+        self.pipe.audio(module).await
+    }
+    async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
+        Arc::new(Twice(self.pipe.inference(module).await))
+    }
+    async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
+        Arc::new(Twice(self.pipe.conversations(module).await))
+    }
+}
+
+/// Half of the calls in this process, half over a pipe, and every one that can be is shadowed.
+#[derive(Default)]
+struct HalfAndHalf {
+    pipe: Pipe,
+}
+
+impl HalfAndHalf {
+    fn dials() -> (Dials, dial::Place) {
+        // These suites fail calls on purpose, more than a breaker would bear.
+        let breaker = BreakerLimits { at_least: u32::MAX, ..BreakerLimits::default() };
+        let dial = Dial { mode: Mode::Routed, remote_percent: 50, shadow_percent: 100, ..Dial::default() };
+        (Dials::with_limits(Limits { breaker, ..Limits::default() }), dial::Place { dial, endpoints: vec!["pipe".into()] })
+    }
+}
+
+/// The suites count what a module is asked, so shadows are answered by another one.
+struct Unshadowed {
+    module: Arc<dyn Inference>,
+    shadow: FakeInference,
+}
+
+impl Unshadowed {
+    fn for_call(&self, cx: &CallCx) -> &dyn Inference {
+        if cx.shadow { &self.shadow } else { &*self.module }
+    }
+}
+
+#[async_trait]
+impl Inference for Unshadowed {
+    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        self.for_call(&cx).analyze(cx, request).await
+    }
+    async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
+        self.for_call(&cx).summarize(cx, request).await
+    }
+    async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
+        self.for_call(&cx).tiers(cx).await
+    }
+}
+
+#[async_trait]
+impl Place for HalfAndHalf {
+    async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
+        let channel = self.pipe.serve(Services { audio: Some(module.clone()), ..Default::default() });
+        let remote: Arc<dyn Audio> = Arc::new(audio::client::Remote::new(channel.clone(), "pipe"));
+        let (mut dials, place) = Self::dials();
+        let connect: Connect<dyn Audio> = Arc::new(move |_| Ok((remote.clone(), Health::over(channel.clone()))));
+        dials.audio(Some(local::audio(module)), &place, connect).expect("a pipe is always there")
+    }
+    async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
+        let module: Arc<dyn Inference> = Arc::new(Unshadowed { module, shadow: FakeInference::default() });
+        let channel = self.pipe.serve(Services { inference: Some(module.clone()), ..Default::default() });
+        let remote: Arc<dyn Inference> = Arc::new(inference::client::Remote::new(channel.clone(), "pipe"));
+        let (mut dials, place) = Self::dials();
+        let connect: Connect<dyn Inference> = Arc::new(move |_| Ok((remote.clone(), Health::over(channel.clone()))));
+        dials.inference(Some(local::inference(module)), &place, connect).expect("a pipe is always there")
+    }
+    async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
+        let channel = self.pipe.serve(Services { conversations: Some(module.clone()), ..Default::default() });
+        let remote: Arc<dyn Conversations> = Arc::new(api::client::Remote::new(channel.clone(), "pipe"));
+        let (mut dials, place) = Self::dials();
+        let connect: Connect<dyn Conversations> = Arc::new(move |_| Ok((remote.clone(), Health::over(channel.clone()))));
+        dials.conversations(Some(local::conversations(module)), &place, connect).expect("a pipe is always there")
     }
 }
 
@@ -172,11 +318,11 @@ async fn broken_in_the_middle(damage: impl FnOnce(&Wire)) -> Duration {
     let wire = Wire::to(&socket.serve(services).await).await;
     let liveness = Liveness { ping_every: Duration::from_millis(200), answer_within: Duration::from_millis(200) };
     let channel = || Peer::parse(&wire.address).expect("loopback").channel(liveness);
-    let inference = inference::client::Remote::new(channel());
+    let inference = inference::client::Remote::new(channel(), "wire");
     let cx = || CallCx::new(Duration::from_secs(30));
     let call = tokio::spawn(async move { inference.tiers(cx()).await });
     let spec = StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000);
-    let Session { mut frames, mut events, .. } = audio::client::Remote::new(channel()).open(cx(), spec).await.expect("a session");
+    let Session { mut frames, mut events, .. } = audio::client::Remote::new(channel(), "wire").open(cx(), spec).await.expect("a session");
     while fake.running() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -262,4 +408,19 @@ async fn calls_are_alike_over_tcp() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_are_alike_over_a_unix_socket() {
     call_suite(&unix()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contracts_hold_half_here_and_half_over_a_pipe() {
+    contracts_hold(&HalfAndHalf::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_alike_half_here_and_half_over_a_pipe() {
+    call_suite(&HalfAndHalf::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contracts_hold_when_calls_are_repeated() {
+    contracts_hold(&Repeated::default()).await;
 }

@@ -4,12 +4,19 @@ use contracts::{
     CallCx, ConversationId, Encoding, ErrorKind, Origin, Retry, SampleRate,
     audio::{Session, StreamSpec},
     conversation::OpenConversation,
-    testing::{Behavior, FakeAudio, FakeConversations, FakeInference},
+    route::{Dial, Mode},
+    testing::{Behavior, FakeAudio, FakeConversations, FakeInference, Sound, audio_suite, conversations_suite, inference_suite},
 };
-use fabric::{ServeError, Services, connect, serve};
+use fabric::{
+    ServeError, Services, connect, local,
+    route::{Dials, Place},
+    serve,
+};
 use futures::StreamExt;
 use std::{
     os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -205,4 +212,119 @@ async fn a_listener_the_network_could_reach_is_refused_with_the_reason() {
     let process = Process::start("127.0.0.1:0", all()).await;
     let taken = serve(process.address.strip_prefix("http://").unwrap(), all()).await.map(|_| ()).unwrap_err();
     assert!(matches!(taken, ServeError::Bind { .. }), "{taken}");
+}
+
+/// Where [`a_process_of_its_own`] listens.
+const LISTEN: &str = "FABRIC_TEST_LISTEN";
+/// How long its inference takes, so that calls are under way when it dies.
+const SLOWNESS: Duration = Duration::from_millis(100);
+
+/// No test: what the tests below start as a child, and kill.
+#[tokio::test]
+#[ignore = "serves fakes until it is killed"]
+async fn a_process_of_its_own() {
+    let Ok(listen) = std::env::var(LISTEN) else { return };
+    let inference = FakeInference::default();
+    inference.behave(Behavior::Slow(SLOWNESS));
+    let services = Services { inference: Some(Arc::new(inference)), ..all() };
+    serve(&listen, services).await.unwrap().run(CancellationToken::new()).await.unwrap();
+}
+
+struct Far {
+    child: Child,
+    endpoint: String,
+}
+
+impl Far {
+    async fn start(folder: &Path) -> Self {
+        let endpoint = format!("unix:{}/far.sock", folder.display());
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "a_process_of_its_own"])
+            .env(LISTEN, &endpoint)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let far = Self { child, endpoint };
+        let health = connect::health(&far.endpoint).unwrap();
+        let begun = Instant::now();
+        while health.check("audio", PATIENCE).await.is_err() {
+            assert!(begun.elapsed() < PATIENCE, "the process does not come up");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        far
+    }
+
+    /// kill -9.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contracts_hold_in_a_process_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = Far::start(folder.path()).await;
+    audio_suite(connect::audio(&far.endpoint).unwrap(), Sound::noise()).await;
+    inference_suite(connect::inference(&far.endpoint).unwrap()).await;
+    conversations_suite(connect::conversations(&far.endpoint).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_was_doing_goes_on_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut far = Far::start(folder.path()).await;
+    let place = Place { dial: Dial { mode: Mode::Routed, remote_percent: 100, ..Dial::default() }, endpoints: vec![far.endpoint.clone()] };
+    let (ear, mind) = (FakeAudio::default(), FakeInference::default());
+    let mut dials = Dials::default();
+    let hearing = dials
+        .audio(
+            Some(local::audio(Arc::new(ear.clone()))),
+            &place,
+            Arc::new(|endpoint: &str| Ok((connect::audio(endpoint)?, connect::health(endpoint)?))),
+        )
+        .unwrap();
+    let understanding = dials
+        .inference(
+            Some(local::inference(Arc::new(mind.clone()))),
+            &place,
+            Arc::new(|endpoint: &str| Ok((connect::inference(endpoint)?, connect::health(endpoint)?))),
+        )
+        .unwrap();
+    let Session { mut frames, mut events, .. } = hearing.open(cx(), spec()).await.unwrap();
+    frames.send(vec![1; 2000].into()).await.unwrap();
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let understanding = understanding.clone();
+            tokio::spawn(async move { understanding.tiers(cx()).await })
+        })
+        .collect();
+    tokio::time::sleep(SLOWNESS / 2).await;
+    assert_eq!((ear.seen().len(), mind.seen().len()), (0, 0), "all of it is in the other process");
+    far.kill();
+    let killed = Instant::now();
+    for call in calls {
+        call.await.unwrap().expect("a call under way is answered here");
+    }
+    assert_eq!(mind.seen().len(), 50);
+    let told = async {
+        loop {
+            if let Err(error) = events.next().await.expect("the error comes before the end") {
+                return error;
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.unwrap();
+    assert_eq!((told.kind, told.origin), (ErrorKind::Unknown, Origin::Transport), "{told}");
+    let again = CallCx { attempt: 1, ..cx() };
+    hearing.open(again, spec()).await.expect("a stream is opened here");
+    understanding.tiers(cx()).await.expect("and so are new calls");
+    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
 }

@@ -4,6 +4,7 @@
 
 pub mod words;
 
+use parking_lot::Mutex;
 use quickcomm::{
     calls::{self, DemoCall},
     client::{Event, ServerMessage},
@@ -14,7 +15,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
@@ -39,8 +40,9 @@ pub struct Server {
     pub data: PathBuf,
     options: Vec<String>,
     env: Vec<(String, String)>,
-    /// What it said on stderr, once it has gone.
-    log: mpsc::Receiver<String>,
+    log: Arc<Mutex<String>>,
+    /// Told when the last of it was read.
+    ended: mpsc::Receiver<()>,
 }
 
 impl Server {
@@ -83,9 +85,26 @@ impl Server {
 
     /// SIGTERM, then all that it has logged.
     pub fn stop_and_read_log(mut self) -> String {
-        let log = std::mem::replace(&mut self.log, mpsc::channel().1);
+        let (log, ended) = (self.log.clone(), std::mem::replace(&mut self.ended, mpsc::channel().1));
         assert!(self.stop(), "SIGTERM did not end in exit code 0");
-        log.recv_timeout(Duration::from_secs(5)).expect("the log ends with the process")
+        ended.recv_timeout(Duration::from_secs(5)).expect("the log ends with the process");
+        log.lock().clone()
+    }
+
+    /// What it has said on stderr so far.
+    pub fn log(&self) -> String {
+        self.log.lock().clone()
+    }
+
+    /// Turns a dial, as `quickcomm route` does.
+    pub async fn turn(&self, module: &str, turn: Value) -> Value {
+        let url = format!("{}/admin/routes/{module}", self.admin);
+        let request = reqwest::Client::new().put(&url).header("content-type", "application/json").body(turn.to_string());
+        let answer = request.send().await.unwrap_or_else(|e| panic!("{url}: {e}"));
+        let status = answer.status();
+        let text = answer.text().await.expect("the answer is text");
+        assert!(status.is_success(), "{url} with {turn}: {status}: {text}");
+        serde_json::from_str(&text).expect("the answer is JSON")
     }
 
     pub fn pid(&self) -> u32 {
@@ -122,24 +141,25 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
     command.current_dir(ROOT).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| e.to_string())?;
     let mut stderr = child.stderr.take().expect("stderr is piped");
-    let (said, log) = mpsc::channel();
+    let (said, ended) = mpsc::channel();
+    let log: Arc<Mutex<String>> = Arc::default();
+    let kept = log.clone();
     std::thread::spawn(move || {
         // Kept whole: a failing journey shows what the server said.
-        let mut text = String::new();
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = stderr.read(&mut buffer) {
             let part = String::from_utf8_lossy(&buffer[..n]);
             eprint!("{part}");
-            text.push_str(&part);
+            kept.lock().push_str(&part);
         }
-        let _ = said.send(text);
+        let _ = said.send(());
     });
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line).map_err(|e| e.to_string())?;
     if line.is_empty() {
         let status = child.wait().map_err(|e| e.to_string())?;
-        let text = log.recv_timeout(Duration::from_secs(5)).unwrap_or_default();
-        return Err(format!("exit {}: {text}", status.code().unwrap_or(-1)));
+        let _ = ended.recv_timeout(Duration::from_secs(5));
+        return Err(format!("exit {}: {}", status.code().unwrap_or(-1), log.lock()));
     }
     let addresses: Value = serde_json::from_str(&line).map_err(|e| format!("{e}: {line}"))?;
     let url = |key: &str| addresses[key].as_str().map(|a| format!("http://{a}")).unwrap_or_default();
@@ -161,6 +181,7 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
         options,
         env,
         log,
+        ended,
     })
 }
 

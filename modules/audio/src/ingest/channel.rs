@@ -3,6 +3,7 @@
 //! - What is not committed stays: audio in [`Kept`], segments in [`Journal`]; whichever of engine, bus or record fails, it is done again.
 //! - A new audio session goes on where the last segment ended, under the same epoch: nothing outside this process has seen what the failed
 //!   one was about to say. Only when the record disagrees is the channel attached to anew.
+//! - A session asked to move ends where an utterance does, and the next one begins there: what was sent beyond is sent again.
 //! - Nothing here waits for a socket.
 
 use super::{
@@ -45,6 +46,10 @@ const OPEN_BUDGET: Duration = Duration::from_secs(5);
 const PUBLISH_BUDGET: Duration = Duration::from_secs(2);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Of the `finalize` that cuts an utterance whose session is to move; callers' tokens count up from 0.
+const CUT: u32 = u32::MAX;
+/// After this it is asked for again.
+const CUT_WITHIN: Duration = Duration::from_secs(10);
 /// Sessions that may fail at the same stretch of audio before it is given up as a gap.
 const POISON: u32 = 3;
 
@@ -149,6 +154,8 @@ pub(super) struct Channel {
     ask_every: Duration,
     trouble: Option<Trouble>,
     attach_anew: bool,
+    /// The session is wanted elsewhere, by then at the latest.
+    move_by: Option<Instant>,
     publish_again: Option<Instant>,
 
     finalizes: VecDeque<Finalize>,
@@ -244,6 +251,7 @@ impl Channel {
             ask_every: ASK_AFTER,
             trouble: None,
             attach_anew: false,
+            move_by: None,
             publish_again: None,
             finalizes: VecDeque::new(),
             finish: None,
@@ -405,7 +413,23 @@ impl Channel {
                     self.partial(seq, start, end, words, stable_words).await;
                 }
             }
-            SpeechEvent::Segment(segment) => return self.segment(segment).await,
+            SpeechEvent::Segment(segment) => {
+                let pause = match &segment.body {
+                    SegmentBody::Speech(spoken) => spoken.speech_final,
+                    SegmentBody::Silence | SegmentBody::Gap { .. } => true,
+                };
+                self.segment(segment).await?;
+                if pause && self.move_by.is_some() && self.frames.is_some() {
+                    self.hand_over().await;
+                }
+            }
+            SpeechEvent::Flushed { token: CUT } if self.frames.is_some() => self.hand_over().await,
+            SpeechEvent::Flushed { token: CUT } => {}
+            SpeechEvent::Handover if self.frames.is_none() => {} // it ends anyway
+            SpeechEvent::Handover if self.talking || self.started.is_some() => {
+                self.move_by = Some(Instant::now() + self.shared.settings.move_within());
+            }
+            SpeechEvent::Handover => self.hand_over().await,
             SpeechEvent::Retracted { .. } => self.retract().await,
             SpeechEvent::Flushed { token } => {
                 self.finalizes.retain(|mark| mark.token != token);
@@ -592,15 +616,30 @@ impl Channel {
         Ok(())
     }
 
-    /// The audio session is lost: what it had not said is heard again.
-    async fn failed(&mut self, error: CallError) -> Result<(), End> {
+    /// Gives the audio session up, and says how far it was sent to.
+    async fn let_go(&mut self) -> Option<SamplePos> {
         let sent = self.frames.take().map(|frames| frames.position());
         self.events = None;
         self.reopening = None;
+        self.move_by = None;
         self.retract().await;
         for mark in &mut self.finalizes {
             mark.passed_on = false;
         }
+        sent
+    }
+
+    /// Goes on in another session, from where the last segment ended.
+    async fn hand_over(&mut self) {
+        self.let_go().await;
+        counter!(names::MOVES).increment(1);
+        info!(channel = %self.index(), conversation = %self.id(), at_ms = self.rate().ms_at(self.heard), "stream moves");
+        self.reopen();
+    }
+
+    /// The audio session is lost: what it had not said is heard again.
+    async fn failed(&mut self, error: CallError) -> Result<(), End> {
+        let sent = self.let_go().await;
         counter!(names::AUDIO_FAILURES, "kind" => error.kind.name()).increment(1);
         let (channel, rate, heard) = (self.index(), self.rate(), self.heard);
         let now = Instant::now();
@@ -636,7 +675,9 @@ impl Channel {
     fn reopen(&mut self) {
         let spec = self.opening.stream(&self.spec, self.heard, self.next_seq);
         let shared = self.shared.clone();
-        let cx = self.cx(OPEN_BUDGET);
+        // The attempt tells a router that the place before this one did not work out.
+        let tries = self.trouble.as_ref().map_or(0, |trouble| trouble.tries);
+        let cx = CallCx { attempt: u8::try_from(tries).unwrap_or(u8::MAX), ..self.cx(OPEN_BUDGET) };
         self.reopening = Some(Box::pin(open(shared, cx, spec)));
     }
 
@@ -713,6 +754,12 @@ impl Channel {
             } else {
                 self.reopen();
             }
+        }
+        if self.move_by.is_some_and(|by| now >= by)
+            && let Some(frames) = &mut self.frames
+        {
+            self.move_by = Some(now + CUT_WITHIN);
+            frames.finalize(CUT);
         }
         if self.publish_again.is_some_and(|at| now >= at) {
             self.send().await;

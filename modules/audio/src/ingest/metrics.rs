@@ -17,6 +17,7 @@ pub const COMMIT_SECONDS: &str = "quickcomm_audio_ingest_commit_seconds";
 pub const REPUBLISHED: &str = "quickcomm_audio_ingest_republished_total";
 /// Labels: `kind`.
 pub const AUDIO_FAILURES: &str = "quickcomm_audio_ingest_audio_failures_total";
+pub const MOVES: &str = "quickcomm_audio_ingest_moves_total";
 pub const GAP_MS: &str = "quickcomm_audio_ingest_gap_audio_ms_total";
 pub const DROPPED_PARTIALS: &str = "quickcomm_audio_ingest_dropped_partials_total";
 pub const SLOW_CALLERS: &str = "quickcomm_audio_ingest_slow_callers_total";
@@ -36,6 +37,7 @@ pub(super) fn describe() {
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "From a segment's text to the word that it is committed");
     describe_counter!(REPUBLISHED, Unit::Count, "Segments published again because nobody had committed them");
     describe_counter!(AUDIO_FAILURES, Unit::Count, "Channels whose audio session failed and was opened again");
+    describe_counter!(MOVES, Unit::Count, "Streams that went on in another place because they were asked to");
     describe_counter!(GAP_MS, Unit::Milliseconds, "Audio that never arrived or could not be heard");
     describe_counter!(DROPPED_PARTIALS, Unit::Count, "Partials not told to a caller who reads slowly");
     describe_counter!(SLOW_CALLERS, Unit::Count, "Sockets closed because their caller did not read");

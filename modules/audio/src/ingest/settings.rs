@@ -34,6 +34,8 @@ pub struct IngestSettings {
     pub ping_ms: u64,
     /// How long a session goes on without the audio module, trying again, before it is ended with an error, in ms. Default 60000.
     pub audio_patience_ms: u64,
+    /// A stream asked to move waits this long for the end of an utterance, in ms; then the utterance is cut. Default 10000.
+    pub move_within_ms: u64,
     /// A segment that is not committed after this long is published again, in ms. Default 5000.
     pub republish_ms: u64,
 }
@@ -54,6 +56,7 @@ impl Default for IngestSettings {
             deepgram_idle_ms: 10_000,
             ping_ms: 5_000,
             audio_patience_ms: 60_000,
+            move_within_ms: 10_000,
             republish_ms: 5_000,
         }
     }
@@ -77,6 +80,7 @@ impl IngestSettings {
         in_range("deepgram_idle_ms", self.deepgram_idle_ms, 1_000, 3_600_000)?;
         in_range("ping_ms", self.ping_ms, 100, 60_000)?;
         in_range("audio_patience_ms", self.audio_patience_ms, 0, 3_600_000)?;
+        in_range("move_within_ms", self.move_within_ms, 0, 60_000)?;
         in_range("republish_ms", self.republish_ms, 500, 60_000)
     }
 
@@ -88,6 +92,9 @@ impl IngestSettings {
     }
     pub(crate) fn ping(&self) -> Duration {
         Duration::from_millis(self.ping_ms)
+    }
+    pub(crate) fn move_within(&self) -> Duration {
+        Duration::from_millis(self.move_within_ms)
     }
     pub(crate) fn republish(&self) -> Duration {
         Duration::from_millis(self.republish_ms)

@@ -60,6 +60,8 @@ pub async fn audio_suite(audio: Arc<dyn Audio>, sound: Sound) {
     finishing_at_once_ends_the_events(audio, &sound).await;
     a_torn_sample_is_refused_and_the_session_lives(audio, &sound).await;
     dropping_a_half_ends_the_other(audio, &sound).await;
+    a_session_asked_to_move_goes_on(audio, &sound).await;
+    a_stream_moved_at_a_segment_loses_and_doubles_nothing(audio, &sound).await;
 }
 
 async fn open(audio: &dyn Audio, spec: &StreamSpec) -> Session {
@@ -89,7 +91,7 @@ async fn read(mut events: EventRx, spec: &StreamSpec) -> Vec<SpeechEvent> {
                 assert!(*stable_words <= words.len() && start <= end);
             }
             SpeechEvent::Retracted { seq } => assert!(*seq + 1 >= next.0, "segment {seq} is long done"),
-            SpeechEvent::Started { .. } | SpeechEvent::Flushed { .. } => {}
+            SpeechEvent::Started { .. } | SpeechEvent::Flushed { .. } | SpeechEvent::Handover => {}
         }
         seen.push(event);
     }
@@ -215,4 +217,51 @@ async fn dropping_a_half_ends_the_other(audio: &dyn Audio, sound: &Sound) {
     drop(frames);
     let ended = async { while let Some(Ok(_)) = events.next().await {} };
     timeout(PATIENCE, ended).await.expect("nobody speaks: the events end");
+}
+
+async fn a_session_asked_to_move_goes_on(audio: &dyn Audio, sound: &Sound) {
+    let Session { mut frames, mut events, .. } = open(audio, &sound.spec).await;
+    let mover = events.mover();
+    mover.ask();
+    mover.ask();
+    let asked = timeout(PATIENCE, events.next()).await.expect("it is told at once");
+    assert_eq!(asked, Some(Ok(SpeechEvent::Handover)));
+    let send = async {
+        frames.send(sound.data.clone()).await.expect("the session goes on");
+        frames.finish();
+    };
+    let ((), events) = tokio::join!(send, read(events, &sound.spec));
+    assert!(!events.contains(&SpeechEvent::Handover), "it is told once");
+    assert_eq!(last_end(&events), Some(sound.spec.start + sound.samples()));
+    assert!(mover.is_over());
+}
+
+async fn a_stream_moved_at_a_segment_loses_and_doubles_nothing(audio: &dyn Audio, sound: &Sound) {
+    let Session { mut frames, mut events, .. } = open(audio, &sound.spec).await;
+    let send = async {
+        frames.send(sound.part(sound.samples() / 2)).await.expect("an open session takes audio");
+        frames.finalize(1);
+        std::future::pending().await
+    };
+    let hear = async {
+        loop {
+            if let SpeechEvent::Segment(segment) = events.next().await.expect("it goes on").expect("it goes on") {
+                return segment;
+            }
+        }
+    };
+    let first = async {
+        tokio::select! { segment = hear => segment, segment = send => segment }
+    };
+    let segment = timeout(PATIENCE, first).await.expect("a finalize is answered");
+    drop((frames, events));
+    let spec = StreamSpec { start: segment.end, first_seq: segment.seq + 1, ..sound.spec.clone() };
+    let Session { mut frames, events, .. } = open(audio, &spec).await;
+    let rest = sound.data.slice(segment.end.since(sound.spec.start) as usize * sound.width()..);
+    let send = async {
+        frames.send(rest).await.expect("an open session takes audio");
+        frames.finish();
+    };
+    let ((), events) = tokio::join!(send, read(events, &spec));
+    assert_eq!(last_end(&events), Some(sound.spec.start + sound.samples()));
 }

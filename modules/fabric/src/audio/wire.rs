@@ -125,6 +125,7 @@ impl From<SpeechEvent> for pb::Event {
             }
             SpeechEvent::Retracted { seq } => Event::Retracted(pb::event::Retracted { seq }),
             SpeechEvent::Flushed { token } => Event::Flushed(pb::event::Flushed { token }),
+            SpeechEvent::Handover => Event::Handover(pb::event::Handover {}),
         };
         Self { event: Some(event) }
     }
@@ -152,6 +153,7 @@ impl TryFrom<pb::Event> for SpeechEvent {
             }),
             Event::Retracted(retracted) => Self::Retracted { seq: retracted.seq },
             Event::Flushed(flushed) => Self::Flushed { token: flushed.token },
+            Event::Handover(_) => Self::Handover,
         })
     }
 }

@@ -26,10 +26,10 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel, endpoint: &str) -> Self {
         let client =
             InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Self { client, methods: Methods::new(Locality::Remote) }
+        Self { client, methods: Methods::at(Locality::Remote, &endpoint.into()) }
     }
 }
 

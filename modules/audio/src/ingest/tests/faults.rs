@@ -39,6 +39,40 @@ async fn a_dying_engine_costs_no_word_and_doubles_none() {
     assert_eq!(house.end(id, 0), call().len() as u64);
 }
 
+/// Plays `sound` at ten times the speed of speech and asks the stream to move every 100 ms of it.
+async fn play_on_the_move(house: &House, sound: &[u8]) -> Vec<String> {
+    let mut caller = house.connect(PATH).await.unwrap();
+    let id = id_of(&caller.message().await);
+    for (n, piece) in sound.chunks(100 * MS).enumerate() {
+        caller.audio(0, n * 100 * MS, piece).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        house.ear.movers.lock().last().unwrap().ask();
+    }
+    caller.text(r#"{"type":"close"}"#).await;
+    assert_eq!(caller.rest().await.1, 1000);
+    assert_eq!(house.end(id, 0), sound.len() as u64);
+    house.said(id, 0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_moves_at_every_pause_loses_no_word_and_doubles_none() {
+    let house = house().await;
+    assert_eq!(play_on_the_move(&house, &call()).await, WORDS);
+    let opened = house.ear.opened.lock();
+    assert!(opened.len() >= 4, "it moved {} times", opened.len() - 1);
+    assert!(opened.is_sorted_by_key(|spec| (spec.first_seq, spec.start)), "each goes on where a segment ended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_never_pauses_is_moved_in_mid_utterance_and_loses_nothing() {
+    let house = house_with(IngestSettings { move_within_ms: 100, ..settings() }).await;
+    let said = play_on_the_move(&house, &[loud(8000), quiet(500)].concat()).await.join(" ");
+    assert!(house.ear.opened.lock().len() >= 2, "the utterance was cut");
+    // Words begin anew at a cut, so their number tells what was heard, and their order that nothing was heard twice.
+    let words: Vec<u32> = said.split(' ').map(|word| word.parse().unwrap()).collect();
+    assert!(words.is_sorted_by(|a, b| a < b) && words.len() >= 80, "{words:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audio_that_kills_the_engine_each_time_becomes_a_gap() {
     let house = house().await;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use contracts::{
     Audio, CallCx, CallError, ChannelIndex, ConversationId, Conversations, SamplePos,
     audio::{
-        CREDIT, Endpointing, EventTx, Frame, HeardSegment, Input, ModelInfo, SegmentBody, Session, SessionInfo, SpeechEvent, Spoken,
+        CREDIT, Endpointing, EventTx, Frame, HeardSegment, Input, ModelInfo, Mover, SegmentBody, Session, SessionInfo, SpeechEvent, Spoken,
         StreamSpec, Word, WordTimes,
     },
     conversation::{CommitOutcome, ConversationState, ConversationView, Segment},
@@ -46,6 +46,7 @@ pub(super) struct Loudness {
     /// A session breaks after taking in this much.
     pub(super) break_after: Arc<Mutex<Option<(u64, CallError)>>>,
     pub(super) opened: Arc<Mutex<Vec<StreamSpec>>>,
+    pub(super) movers: Arc<Mutex<Vec<Mover>>>,
 }
 
 #[async_trait]
@@ -68,6 +69,7 @@ impl Audio for Loudness {
                 }
             }),
         );
+        self.movers.lock().push(session.events.mover());
         let pause = match spec.endpointing {
             Endpointing::Silence(pause) => spec.rate.samples_in(pause.max(Duration::from_millis(100))),
             Endpointing::Off => u64::MAX,

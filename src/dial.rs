@@ -1,0 +1,125 @@
+//! What keeps the dials of a process: endpoints are looked after, the status page is told, and the file is watched.
+
+use crate::config::{Config, ConfigError, Modules, Place, Role, Source};
+use api::admin::{self, Module, ModuleState, Status};
+use contracts::route::{Mode, RouteView, Routes};
+use fabric::route::Dials;
+use platform::supervision::{OnEnd, Supervisor};
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tracing::{info, warn};
+
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How often the status is told, and the file looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts what the dials need for as long as the process runs.
+pub fn attend(dials: Arc<Dials>, config: &Config, status: &Status, tasks: &mut Supervisor) {
+    status.dial_by(dials.clone());
+    tell(&dials, status);
+    let looking = dials.clone();
+    tasks.spawn("dials", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+        looking.run(stop).await;
+        Ok(())
+    });
+    let status = status.clone();
+    let mut watched =
+        Watched { seen: config.source.file.as_deref().and_then(stamp), source: config.source.clone(), modules: config.modules.clone() };
+    tasks.spawn("config", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
+            tell(&dials, &status);
+            watched.look(&dials).await;
+        }
+    });
+}
+
+/// The modules of a process that calls none.
+pub fn name_hosted(status: &Status, config: &Config) {
+    for (name, role) in [("audio", Role::Audio), ("inference", Role::Inference)] {
+        if config.roles.contains(&role) {
+            let (mode, state) = (admin::Mode::Local, ModuleState::Ready);
+            status.set(Module { name: name.into(), mode, endpoint: None, state, detail: "serving".into() });
+        }
+    }
+}
+
+fn tell(dials: &Dials, status: &Status) {
+    dials.views().into_iter().for_each(|view| status.set(as_module(view)));
+}
+
+/// Ready as long as somebody can answer.
+fn as_module(view: RouteView) -> Module {
+    let dial = view.dial;
+    let mode = match dial.mode {
+        Mode::Local => admin::Mode::Local,
+        Mode::Remote => admin::Mode::Remote,
+        Mode::Routed => admin::Mode::Routed,
+    };
+    let asked = |name: &str| dial.mode == Mode::Routed || (name == "local") == (dial.mode == Mode::Local);
+    let targets: Vec<_> = view.targets.iter().filter(|target| asked(&target.name)).collect();
+    let endpoint = targets.iter().find(|target| target.name != "local").map(|target| target.name.clone());
+    let down = targets.iter().find_map(|target| target.down.as_ref().map(|why| format!("{}: {why}", target.name)));
+    let reachable = targets.iter().any(|target| target.down.is_none());
+    let state = if reachable { ModuleState::Ready } else { ModuleState::Failing };
+    let detail = match (down, dial.mode) {
+        (Some(why), _) => why,
+        (None, Mode::Routed) => dial.to_string(),
+        (None, Mode::Local | Mode::Remote) => "serving".into(),
+    };
+    Module { name: view.module, mode, endpoint, state, detail }
+}
+
+/// The configuration file, as far as it is read while the process runs: `[modules]`.
+struct Watched {
+    seen: Option<(SystemTime, u64)>,
+    source: Source,
+    /// As the file had them last. What an operator turned since stays, unless the file says something new.
+    modules: Modules,
+}
+
+impl Watched {
+    async fn look(&mut self, dials: &Dials) {
+        let stamp = self.source.file.as_deref().and_then(stamp);
+        if stamp == self.seen || stamp.is_none() {
+            return;
+        }
+        self.seen = stamp;
+        match Config::read_again(&self.source) {
+            Ok(config) => self.apply(config.modules, dials).await,
+            Err(error) => complain(&error),
+        }
+    }
+
+    async fn apply(&mut self, modules: Modules, dials: &Dials) {
+        let pairs = [
+            ("audio", &self.modules.audio, &modules.audio),
+            ("inference", &self.modules.inference, &modules.inference),
+            ("api", &self.modules.api, &modules.api),
+        ];
+        for (name, _, now) in pairs.into_iter().filter(|(_, before, now)| before != now) {
+            let Place { endpoints, .. } = now;
+            let place = fabric::route::Place { dial: now.dial(), endpoints: endpoints.clone() };
+            match dials.configure(name, &place).await {
+                Ok(()) => info!(module = name, "the configuration file was read again"),
+                Err(refused) => warn!(module = name, %refused, "the configuration file asks for what cannot be; nothing changes"),
+            }
+        }
+        self.modules = modules;
+    }
+}
+
+fn complain(error: &ConfigError) {
+    warn!(%error, "the configuration file is not usable; nothing changes");
+}
+
+/// Changes when the file does; `None` while there is none, as in the middle of a save.
+fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
+    let found = fs::metadata(file).ok()?;
+    Some((found.modified().ok()?, found.len()))
+}
