@@ -16,6 +16,7 @@ import { LinkBanner, shownHasEnded, transcriptLagMs } from './shell/link-state';
 import { watchStatus } from './shell/status';
 import { StatusBar } from './shell/status-bar';
 import { nextTheme, ThemeSwitch } from './shell/theme-switch';
+import { TopologyPage } from './topology/page';
 import { TryPage } from './try/page';
 import { WallPage } from './wall/page';
 
@@ -24,6 +25,7 @@ const PAGES: { path: string; icon: IconName; name: string }[] = [
   { path: '/conversations', icon: 'list', name: m.nav.conversations },
   { path: '/search', icon: 'search', name: m.nav.search },
   { path: '/try', icon: 'mic', name: m.nav.try },
+  { path: '/topology', icon: 'modules', name: m.nav.topology },
 ];
 
 function Shell() {
@@ -34,6 +36,7 @@ function Shell() {
     'g c': () => go('/conversations'),
     'g s': () => go('/search'),
     'g t': () => go('/try'),
+    'g o': () => go('/topology'),
     '?': () => (helpOpen.value = true),
     '/': () => document.querySelector<HTMLElement>('[data-find]')?.focus(),
     t: nextTheme,
@@ -75,6 +78,7 @@ function Shell() {
           <Route path="/conversations" component={ConversationsPage} />
           <Route path="/search" component={SearchPage} />
           <Route path="/try" component={TryPage} />
+          <Route path="/topology" component={TopologyPage} />
           <Route>
             <div class="empty">
               <h1>{m.notFound}</h1>

@@ -4,14 +4,18 @@
 //! thread computes; what it tells names no secret and no word that was spoken.
 //! Deliberately absent: deciding what is ready; assembly tells [`Status`], the live feed tells it tiers and how many calls are live.
 
+mod bottleneck;
 mod cpu;
-mod routes;
+mod meters;
+pub(crate) mod routes;
+mod scrape;
+pub(crate) mod topology;
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, http::header, web};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use contracts::{inference::TierStatus, route::Routes};
-use cpu::CpuMeter;
+use meters::Meters;
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::{
@@ -93,6 +97,8 @@ struct Inner {
     peers: Mutex<BTreeMap<String, Peer>>,
     tiers: Mutex<Vec<TierStatus>>,
     routes: Mutex<Option<Arc<dyn Routes>>>,
+    /// Set by the admin listener, which keeps them.
+    meters: Mutex<Option<Arc<Meters>>>,
 }
 
 impl Status {
@@ -109,6 +115,7 @@ impl Status {
             peers: Mutex::default(),
             tiers: Mutex::default(),
             routes: Mutex::default(),
+            meters: Mutex::default(),
         }))
     }
 
@@ -145,6 +152,10 @@ impl Status {
             Some(peer) => peers.insert(module.into(), peer),
             None => peers.remove(module),
         };
+    }
+
+    fn meters(&self) -> Option<Arc<Meters>> {
+        self.0.meters.lock().clone()
     }
 
     /// From now on `/readyz` says no, so that a balancer sends callers elsewhere while accepted work is finished.
@@ -272,12 +283,15 @@ pub async fn serve(addr: SocketAddr, status: Status, render: RenderMetrics) -> a
     let thread = std::thread::Builder::new()
         .name("admin".into())
         .spawn(move || {
-            let cpu = Arc::new(CpuMeter::default());
+            let meters = Arc::new(Meters::new(render));
+            *status.0.meters.lock() = Some(meters.clone());
             actix_web::rt::System::new().block_on(async move {
+                let watching = meters.clone();
+                actix_web::rt::spawn(async move { watching.run().await }); // ends with the system
                 let server = HttpServer::new(move || {
                     name_thread("admin-http");
-                    let (status, render, cpu) = (status.clone(), render.clone(), cpu.clone());
-                    App::new().configure(move |app| routes(app, status, render, cpu))
+                    let (status, meters) = (status.clone(), meters.clone());
+                    App::new().configure(move |app| routes(app, status, meters))
                 })
                 .workers(1)
                 .disable_signals()
@@ -307,21 +321,17 @@ pub async fn serve(addr: SocketAddr, status: Status, render: RenderMetrics) -> a
     Ok(AdminHandle { addr, server, thread: Some(thread) })
 }
 
-fn routes(app: &mut web::ServiceConfig, status: Status, render: RenderMetrics, cpu: Arc<CpuMeter>) {
+fn routes(app: &mut web::ServiceConfig, status: Status, meters: Arc<Meters>) {
     app.app_data(web::Data::new(status))
-        .app_data(web::Data::new(Exposition { render, cpu }))
+        .app_data(web::Data::from(meters))
         .service(web::resource("/livez").get(livez).head(livez))
         .service(web::resource("/readyz").get(readyz).head(readyz))
         .service(web::resource("/metrics").get(metrics).head(metrics))
         .service(web::resource("/admin/status").get(report).head(report))
+        .service(web::resource("/admin/topology").get(topology::read).head(topology::read))
         .service(web::resource("/admin/routes").get(routes::read).head(routes::read))
         .service(web::resource("/admin/routes/{module}").put(routes::turn))
         .default_service(web::to(nothing_here));
-}
-
-struct Exposition {
-    render: RenderMetrics,
-    cpu: Arc<CpuMeter>,
 }
 
 async fn livez() -> HttpResponse {
@@ -335,9 +345,9 @@ async fn readyz(status: web::Data<Status>) -> HttpResponse {
     answer.insert_header(no_store()).json(body)
 }
 
-async fn metrics(exposition: web::Data<Exposition>) -> HttpResponse {
-    let mut text = (exposition.render)();
-    exposition.cpu.append(&mut text);
+async fn metrics(meters: web::Data<Meters>) -> HttpResponse {
+    let mut text = (meters.render)();
+    meters.cpu.append(&mut text);
     HttpResponse::Ok().insert_header(no_store()).content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
 }
 
@@ -349,7 +359,7 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
     let path: String = request.path().chars().take(128).collect();
     HttpResponse::NotFound().content_type("application/problem+json").json(serde_json::json!({
         "type": "urn:quickcomm:problem:not_found", "title": "Not found", "status": 404, "code": "not_found",
-        "detail": format!("nothing answers {path:?} here: /livez, /readyz, /metrics, /admin/status and /admin/routes do"), "instance": path,
+        "detail": format!("nothing answers {path:?} here: /livez, /readyz, /metrics, /admin/status, /admin/topology and /admin/routes do"), "instance": path,
     }))
 }
 
@@ -368,7 +378,7 @@ mod tests {
 
     async fn get(status: &Status, path: &str) -> (StatusCode, String) {
         let (status, render) = (status.clone(), Arc::new(|| "qc_up 1\n".to_owned()) as RenderMetrics);
-        let app = test::init_service(App::new().configure(|app| routes(app, status, render, Arc::default()))).await;
+        let app = test::init_service(App::new().configure(|app| routes(app, status, Arc::new(Meters::new(render))))).await;
         let answer = test::call_service(&app, test::TestRequest::get().uri(path).to_request()).await;
         let code = answer.status();
         (code, String::from_utf8(test::read_body(answer).await.to_vec()).unwrap())

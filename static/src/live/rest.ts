@@ -1,5 +1,6 @@
 // Asks `/v1` and turns a refusal into one error that says what the server said.
 
+import type { Topology, Turn, Turned } from '../topology/wire';
 import type { ConversationRow, Insight, Page, SearchHit, ServerStatus, SummaryItem, TalkMetrics, Utterance } from './wire';
 
 export class Refusal extends Error {
@@ -13,12 +14,17 @@ export class Refusal extends Error {
 }
 
 async function ask<T>(path: string, params: Record<string, string | undefined> = {}, signal?: AbortSignal): Promise<T> {
+  return send<T>(path, params, { headers: { accept: 'application/json' }, ...(signal ? { signal } : {}) });
+}
+
+async function send<T>(path: string, params: Record<string, string | undefined>, request: RequestInit): Promise<T> {
+  const signal = request.signal;
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(params)) if (value !== undefined && value !== '') query.set(name, value);
   const address = query.size > 0 ? `${path}?${query}` : path;
   let response: Response;
   try {
-    response = await fetch(address, { headers: { accept: 'application/json' }, ...(signal ? { signal } : {}) });
+    response = await fetch(address, request);
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') throw error;
     throw new Refusal(0, 'the server cannot be reached');
@@ -53,6 +59,9 @@ export const metrics = (id: string, signal?: AbortSignal) => ask<TalkMetrics>(`$
 export const summary = (id: string, signal?: AbortSignal) =>
   ask<{ items: SummaryItem[] }>(`${at(id)}/summary`, {}, signal).then((answer) => answer.items);
 export const status = (signal?: AbortSignal) => ask<ServerStatus>('/v1/admin/status', {}, signal);
+export const topology = (signal?: AbortSignal) => ask<Topology>('/v1/admin/topology', {}, signal);
+export const turn = (module: string, wish: Turn) =>
+  send<Turned>(`/v1/admin/routes/${encodeURIComponent(module)}`, {}, { method: 'PUT', headers: { 'content-type': 'application/json' }, body: JSON.stringify(wish) });
 export const search = (query: { q: string; role?: string; state?: string; from?: string; to?: string }, cursor?: string, signal?: AbortSignal) =>
   ask<Page<SearchHit>>('/v1/search', { ...query, cursor, limit: '50' }, signal);
 

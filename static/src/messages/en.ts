@@ -1,14 +1,15 @@
 // Every sentence the dashboard says, in English. Another language is another file of this shape.
 
+import { count } from './plural';
+import { topology } from './topology';
+
 const number = new Intl.NumberFormat('en');
-const plural = new Intl.PluralRules('en');
-const count = (n: number, one: string, other: string) => `${number.format(n)} ${plural.select(n) === 'one' ? one : other}`;
 
 export const en = {
   language: 'en',
   product: 'QuickComm',
   skipToContent: 'Skip to content',
-  nav: { label: 'Pages', wall: 'Wall', conversations: 'Conversations', search: 'Search', try: 'Try it' },
+  nav: { label: 'Pages', wall: 'Wall', conversations: 'Conversations', search: 'Search', try: 'Try it', topology: 'Topology' },
   title: (page: string) => `${page} · QuickComm`,
 
   link: {
@@ -291,6 +292,8 @@ export const en = {
     escape: 'Leave a box, close this help',
     single: 'Single keys act (two-key ones too)',
   },
+
+  topology,
 
   notFound: 'There is no such page',
   toWall: 'To the wall',

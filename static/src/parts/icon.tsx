@@ -28,6 +28,7 @@ const PATHS = {
   check: 'M3 8.500l3.500 3.500L13 4.500',
   stop: 'M4 4h8v8H4z',
   step: 'M8 3v10M5 10l3 3 3-3M3 3h10',
+  modules: 'M2 2.5h5v4H2zM9 9.5h5v4H9zM7 4.5h4.5v5M4.5 6.5v5H9',
   mark: 'M4 14V2.500h8l-2 3 2 3H4',
 } as const;
 

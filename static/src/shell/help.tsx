@@ -31,6 +31,7 @@ export function Help() {
                 ['g c', m.help.go(m.nav.conversations)],
                 ['g s', m.help.go(m.nav.search)],
                 ['g t', m.help.go(m.nav.try)],
+                ['g o', m.help.go(m.nav.topology)],
                 ['/', m.help.filter],
                 ['t', m.help.theme],
                 ['?', m.help.open],

@@ -11,7 +11,7 @@ use std::{
 
 pub(crate) const CPU_SECONDS: &str = "quickcomm_cpu_seconds_total";
 /// Ticks per second in `/proc/…/stat`: the kernel's USER_HZ, 100 on every Linux we run on.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 /// By prefix of the thread's name, which the kernel cuts at 15 bytes.
 const MODULES: [(&str, &str); 10] = [
     ("audio", "audio"),
@@ -59,7 +59,7 @@ impl CpuMeter {
         }
     }
 
-    fn totals(&self) -> BTreeMap<&'static str, u64> {
+    pub(super) fn totals(&self) -> BTreeMap<&'static str, u64> {
         let now: HashMap<_, _> = threads().into_iter().map(|t| ((t.id, t.started), (module_of(&t.name), t.ticks))).collect();
         let mut seen = self.0.lock();
         let gone: Vec<_> = seen.running.iter().filter(|(id, _)| !now.contains_key(*id)).map(|(_, used)| *used).collect();

@@ -1,4 +1,4 @@
-//! The dials, read and turned over the admin port.
+//! The dials, read and turned over the admin port; and the turning itself, which the API's port does by the same checks.
 
 use super::{Status, no_store};
 use crate::rest::Problem;
@@ -42,6 +42,11 @@ async fn turned(request: &HttpRequest, status: &Status, module: &str, body: &[u8
     if request.headers().contains_key(header::ORIGIN) {
         return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden_origin", "the dial is not turned from web pages on this port"));
     }
+    apply(status, module, body).await
+}
+
+/// Turns a dial as an operator wishes. Who may ask is decided before.
+pub(crate) async fn apply(status: &Status, module: &str, body: &[u8]) -> Result<HttpResponse, Problem> {
     if body.len() > MOST_BYTES {
         let detail = format!("a wish of {} bytes: expected at most {MOST_BYTES}", body.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail));
@@ -67,15 +72,16 @@ fn refusal(refused: &TurnRefused) -> Problem {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::admin::meters::Meters;
     use actix_web::{App, test};
     use async_trait::async_trait;
     use contracts::route::{Dial, Mode, Routes, Turned};
     use std::sync::Arc;
 
     /// One module, which takes any wish but `remote`.
-    struct OneDial;
+    pub(crate) struct OneDial;
 
     #[async_trait]
     impl Routes for OneDial {
@@ -102,7 +108,8 @@ mod tests {
         let status = Status::new("0.1.0", false);
         status.dial_by(Arc::new(OneDial));
         let app =
-            test::init_service(App::new().configure(|app| super::super::routes(app, status, Arc::new(String::new), Arc::default()))).await;
+            test::init_service(App::new().configure(|app| super::super::routes(app, status, Arc::new(Meters::new(Arc::new(String::new))))))
+                .await;
         let mut request = test::TestRequest::put().uri(path).set_payload(body);
         if origin {
             request = request.insert_header((header::ORIGIN, "http://127.0.0.1:9090"));

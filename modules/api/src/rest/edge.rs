@@ -158,7 +158,7 @@ fn printable(text: &str) -> String {
 }
 
 fn method_label(method: &Method) -> &'static str {
-    let known = [(Method::GET, "GET"), (Method::HEAD, "HEAD"), (Method::POST, "POST"), (Method::OPTIONS, "OPTIONS")];
+    let known = [(Method::GET, "GET"), (Method::HEAD, "HEAD"), (Method::POST, "POST"), (Method::PUT, "PUT"), (Method::OPTIONS, "OPTIONS")];
     known.iter().find(|(m, _)| m == method).map_or("other", |(_, name)| name)
 }
 

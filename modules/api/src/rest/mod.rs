@@ -1,7 +1,7 @@
 //! REST: the record as resources under `/v1`, the dashboard's files, the OpenAPI document.
 //!
 //! Invariants: every error is a problem document (RFC 9457) with a trace id; an unknown query parameter is an error, not a shrug; what belongs
-//! to another tenant is not found; nothing here changes anything.
+//! to another tenant is not found; nothing here changes anything but the dials, and those only for callers of this very origin.
 //! Deliberately absent: the audio sockets and recordings (`audio`), the live feed (`crate::live`), storage (`crate::record`).
 
 mod conversations;
@@ -19,6 +19,7 @@ mod status;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod topology;
 #[cfg(test)]
 pub(crate) mod world;
 

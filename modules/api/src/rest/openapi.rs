@@ -4,7 +4,7 @@ use super::{
     conversations, dashboard, export,
     params::Params,
     problem::{Problem, ProblemDocument},
-    search, status, summary,
+    search, status, summary, topology,
 };
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use sha2::{Digest, Sha256};
@@ -34,6 +34,8 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
         export::export,
         search::search,
         status::status,
+        topology::topology,
+        topology::turn,
         live,
         stream,
         listen,

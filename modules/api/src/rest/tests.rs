@@ -296,7 +296,8 @@ async fn every_route_is_in_the_document_and_nothing_else_is() {
     assert_eq!(document["openapi"], "3.1.0");
     let documented: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let documents = ["/openapi.json", "/docs", "/docs/{file:.*}"];
-    let mut answered: BTreeSet<&str> = routes::table().into_iter().map(|(path, _)| path).filter(|path| !documents.contains(path)).collect();
+    let mut answered: BTreeSet<&str> =
+        routes::table().into_iter().map(|(path, ..)| path).filter(|path| !documents.contains(path)).collect();
     answered.extend(openapi::ELSEWHERE);
     assert_eq!(documented, answered);
     // What a document names must be in it.
@@ -350,4 +351,37 @@ async fn the_status_is_the_admin_ports() {
     same["uptime_s"] = uptime;
     assert_eq!(status, same);
     assert_eq!(status["recordings"], true);
+}
+
+#[actix_web::test]
+async fn the_topology_is_told_and_a_page_of_this_address_turns_the_dial() {
+    use crate::admin::routes::tests::OneDial;
+    let world = World::new().await;
+    world.status.dial_by(std::sync::Arc::new(OneDial));
+    let app = app!(world);
+    let (status, topology) = json(&app, "/v1/admin/topology").await;
+    assert_eq!((status, &topology["routes"][0]["module"]), (200, &"audio".into()), "{topology}");
+    assert!(topology["bottleneck"]["sentence"].as_str().is_some_and(|sentence| sentence.contains("yet")), "{topology}");
+    assert_eq!(topology["process"]["cpu"], Value::Null, "what is not measured is not told: {topology}");
+
+    for (module, body, origin, expected, says) in [
+        ("audio", r#"{"remote_percent":25,"dry_run":true}"#, Some("http://localhost"), 200, "\"dry_run\":true"),
+        ("audio", r#"{"remote_percent":25}"#, None, 200, "\"version\":2"),
+        ("audio", r#"{"mode":"remote"}"#, Some("http://localhost"), 409, "nobody answers there"),
+        ("audio", r#"{"remote_percent":25}"#, Some("http://localhost:3000"), 403, "forbidden_origin"),
+        ("audio", r#"{"remote_percent":25}"#, Some("http://evil.example"), 403, "forbidden_origin"),
+        ("audio", "{", Some("http://localhost"), 400, "invalid_body"),
+        ("video", "{}", Some("http://localhost"), 404, "no dial"),
+    ] {
+        let mut request = TestRequest::put().uri(&format!("/v1/admin/routes/{module}")).insert_header((header::HOST, "localhost"));
+        if let Some(origin) = origin {
+            request = request.insert_header((header::ORIGIN, origin));
+        }
+        let answer = test::call_service(&app, request.set_payload(body).to_request()).await;
+        let status = answer.status().as_u16();
+        let said = String::from_utf8(test::read_body(answer).await.to_vec()).unwrap();
+        assert!(status == expected && said.contains(says), "{module} {body} {origin:?}: {status} {said}");
+    }
+    let answer = test::call_service(&app, get("/v1/admin/routes/audio").to_request()).await;
+    assert_eq!((answer.status().as_u16(), head(&answer, header::ALLOW).as_str()), (405, "PUT"));
 }

@@ -1,0 +1,184 @@
+// The tables of the topology page: targets side by side, modules inside this process, hops, changes.
+
+import type { ComponentChildren } from 'preact';
+import { m, oneDecimal } from '../messages';
+import { Icon } from '../parts/icon';
+import type { Change, Hop, Route, Topology } from './wire';
+
+const t = m.topology;
+
+const ms = (value: number | null | undefined) => (value === null || value === undefined ? t.unknown : oneDecimal(value));
+
+/** Wider than a phone it scrolls by itself, also by keys. */
+function Scrolls({ label, children }: { label: string; children: ComponentChildren }) {
+  return (
+    <div class="scrolls" tabIndex={0} role="region" aria-label={label}>
+      {children}
+    </div>
+  );
+}
+
+function Head({ words, numbers }: { words: string[]; numbers: string[] }) {
+  return (
+    <thead>
+      <tr>
+        {words.map((name) => (
+          <th key={name} scope="col">
+            {name}
+          </th>
+        ))}
+        {numbers.map((name) => (
+          <th key={name} scope="col" class="end">
+            {name}
+          </th>
+        ))}
+      </tr>
+    </thead>
+  );
+}
+
+export function Targets({ route, version }: { route: Route; version: string }) {
+  return (
+    <Scrolls label={`${route.module}: ${t.target}`}>
+      <table>
+        <Head words={[t.target, t.health, t.version, t.breakerName]} numbers={[t.slots, t.streams, t.calls, t.failed, t.p50, t.p99]} />
+        <tbody>
+          {route.targets.map((target) => {
+            const here = target.name === 'local';
+            const { recent } = target;
+            return (
+              <tr key={target.name}>
+                <th scope="row" class="where">
+                  {here ? t.here : target.name}
+                </th>
+                <td class={target.down ? 'warn' : 'good'}>
+                  <span title={target.down ?? undefined}>
+                    <Icon name={target.down ? 'warning' : 'check'} /> {target.down ? t.noAnswer : t.answers}
+                  </span>
+                  {target.down && <span class="small why">{target.down}</span>}
+                </td>
+                <td class={here || target.version ? '' : 'muted'}>{here ? version : (target.version ?? t.noVersion)}</td>
+                <td class={target.breaker === 'closed' ? '' : 'warn'}>{t.breaker[target.breaker]}</td>
+                <td class="end number">
+                  {target.calls} / {target.slots}
+                </td>
+                <td class="end number">{target.streams}</td>
+                <td class="end number">{recent.calls}</td>
+                <td class={`end number${recent.failed > 0 ? ' warn' : ''}`}>{recent.failed}</td>
+                <td class="end number">{recent.calls > 0 ? ms(recent.p50_ms) : t.unknown}</td>
+                <td class="end number">{recent.calls > 0 ? ms(recent.p99_ms) : t.unknown}</td>
+              </tr>
+            );
+          })}
+        </tbody>
+      </table>
+    </Scrolls>
+  );
+}
+
+export function Inside({ topology }: { topology: Topology }) {
+  const { modules, parts, process } = topology;
+  const rows = modules.map((module) => module.name);
+  const rest = parts.filter((part) => !rows.includes(part.name));
+  const share = (cpu: number | null) => Math.min(100, ((cpu ?? 0) / process.cores) * 100);
+  const Cpu = ({ cpu }: { cpu: number | null }) => (
+    <td class="end number cpu" title={cpu === null ? t.unknownHelp : t.cores(cpu.toFixed(2), process.cores)}>
+      <meter min={0} max={100} value={share(cpu)} aria-hidden="true" /> {cpu === null ? t.unknown : cpu.toFixed(2)}
+    </td>
+  );
+  return (
+    <section class="card">
+      <h2>{t.moduleLoad}</h2>
+      <Scrolls label={t.moduleLoad}>
+        <table>
+          <Head words={[t.module, t.runs]} numbers={[t.cpu, t.wait, t.refused]} />
+          <tbody>
+            {modules.map((module) => (
+              <tr key={module.name}>
+                <th scope="row">{module.name}</th>
+                <td class={module.state === 'failing' ? 'warn' : ''} title={module.detail}>
+                  {t.mode[module.mode]}
+                  {module.state === 'failing' && ` · ${t.state.failing}`}
+                </td>
+                <Cpu cpu={module.cpu} />
+                <td class={`end number${module.queue_wait && module.queue_wait.p99_ms > module.queue_wait.limit_ms ? ' warn' : ''}`} title={module.queue_wait ? undefined : t.unknownHelp}>
+                  {module.queue_wait ? `${ms(module.queue_wait.p99_ms)} ms` : t.unknown}
+                </td>
+                <td class={`end number${module.refused > 0 ? ' warn' : ''}`}>{module.refused}</td>
+              </tr>
+            ))}
+            {rest.map((part) => (
+              <tr key={part.name} class="muted">
+                <th scope="row">{part.name}</th>
+                <td />
+                <Cpu cpu={part.cpu} />
+                <td />
+                <td />
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </Scrolls>
+    </section>
+  );
+}
+
+export function Hops({ hops }: { hops: Hop[] }) {
+  return (
+    <section class="card" data-testid="hops">
+      <h2>{t.hops}</h2>
+      <Scrolls label={t.hops}>
+        <table>
+          <Head words={[t.hop, t.module]} numbers={[t.limit, t.p50, t.p99, t.passages, t.violations]} />
+          <tbody>
+            {hops.map((hop) => (
+              <tr key={hop.name}>
+                <th scope="row">{hop.name}</th>
+                <td>{hop.module}</td>
+                <td class="end number">{hop.limit_ms}</td>
+                <td class="end number">{ms(hop.p50_ms)}</td>
+                <td class={`end number${(hop.p99_ms ?? 0) > hop.limit_ms ? ' warn' : ''}`}>{ms(hop.p99_ms)}</td>
+                <td class="end number">{hop.count}</td>
+                <td class={`end number${hop.violations > 0 ? ' warn' : ''}`} title={hop.counted_from_ms > hop.limit_ms + 0.01 ? t.overFrom(hop.counted_from_ms.toFixed(0)) : undefined}>
+                  {hop.violations}
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </Scrolls>
+      <p class="muted small">{t.hopHelp}</p>
+    </section>
+  );
+}
+
+export function Changes({ changes, when }: { changes: Change[]; when: (at: string) => string }) {
+  return (
+    <section class="card" data-testid="changes">
+      <h2>{t.changes}</h2>
+      {changes.length === 0 ? (
+        <p class="muted">{t.noChanges}</p>
+      ) : (
+        <Scrolls label={t.changes}>
+          <table>
+            <Head words={[t.when, t.module, t.change, t.by, t.why]} numbers={[]} />
+            <tbody>
+              {changes.map((change) => (
+                <tr key={`${change.module}-${change.version}-${change.at}`}>
+                  <td class="nowrap">{when(change.at)}</td>
+                  <th scope="row">{change.module}</th>
+                  <td>
+                    {change.from} → {change.to}
+                    {change.asked_to_move > 0 && <span class="small muted"> {t.moved(change.asked_to_move)}</span>}
+                  </td>
+                  <td>{t.who[change.by]}</td>
+                  <td>{change.reason ?? t.unknown}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </Scrolls>
+      )}
+    </section>
+  );
+}

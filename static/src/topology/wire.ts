@@ -1,0 +1,101 @@
+// The topology as the server tells it: `GET /v1/admin/topology`, and a turn of a dial.
+
+export type Mode = 'local' | 'remote' | 'routed';
+
+export interface Dial {
+  mode: Mode;
+  remote_percent: number;
+  shadow_percent: number;
+}
+
+export interface Target {
+  /** `local`, or the endpoint. */
+  name: string;
+  down: string | null;
+  /** As the peer said it when it was met; absent until it has. */
+  version?: string | null;
+  breaker: 'closed' | 'half_open' | 'open';
+  calls: number;
+  slots: number;
+  streams: number;
+  recent: { calls: number; failed: number; p50_ms: number; p99_ms: number };
+}
+
+export interface Route {
+  module: string;
+  version: number;
+  dial: Dial;
+  targets: Target[];
+}
+
+export interface Change {
+  at: string;
+  module: string;
+  version: number;
+  by: 'file' | 'operator' | 'step_back';
+  from: string;
+  to: string;
+  reason: string | null;
+  asked_to_move: number;
+}
+
+export interface ModuleLoad {
+  name: string;
+  mode: Mode;
+  endpoint: string | null;
+  state: 'ready' | 'failing';
+  detail: string;
+  cpu: number | null;
+  queue_wait: { count: number; p50_ms: number; p99_ms: number; limit_ms: number } | null;
+  refused: number;
+}
+
+export interface Hop {
+  name: string;
+  module: string;
+  limit_ms: number;
+  count: number;
+  p50_ms: number | null;
+  p99_ms: number | null;
+  violations: number;
+  counted_from_ms: number;
+}
+
+export interface Topology {
+  process: {
+    version: string;
+    uptime_s: number;
+    draining: boolean;
+    window_s: number;
+    cores: number;
+    cpu: number | null;
+    machine_cpu: number | null;
+    memory_bytes: number | null;
+    live_conversations: number;
+  };
+  bottleneck: { module: string | null; moving_helps: boolean | null; sentence: string };
+  modules: ModuleLoad[];
+  parts: { name: string; cpu: number }[];
+  hops: Hop[];
+  routes: Route[];
+  changes: Change[];
+}
+
+export interface Turn {
+  mode?: Mode;
+  remote_percent?: number;
+  shadow_percent?: number;
+  step?: 'forward' | 'back';
+  undo?: boolean;
+  move_live?: boolean;
+  dry_run?: boolean;
+  version?: number;
+}
+
+export interface Turned {
+  from: Dial;
+  to: Dial;
+  version: number;
+  dry_run: boolean;
+  asked_to_move: number;
+}
