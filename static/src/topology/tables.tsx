@@ -3,7 +3,7 @@
 import type { ComponentChildren } from 'preact';
 import { m, oneDecimal } from '../messages';
 import { Icon } from '../parts/icon';
-import type { Change, Hop, Route, Topology } from './wire';
+import type { Change, Hop, ModuleLoad, Route, Topology } from './wire';
 
 const t = m.topology;
 
@@ -77,7 +77,9 @@ export function Targets({ route, version }: { route: Route; version: string }) {
 }
 
 export function Inside({ topology }: { topology: Topology }) {
-  const { modules, parts, process } = topology;
+  const { modules, parts, process, routes } = topology;
+  // The dial is newer than what the status says of it once a second.
+  const runs = (module: ModuleLoad) => t.mode[routes.find((route) => route.module === module.name)?.dial.mode ?? module.mode];
   const rows = modules.map((module) => module.name);
   const rest = parts.filter((part) => !rows.includes(part.name));
   const share = (cpu: number | null) => Math.min(100, ((cpu ?? 0) / process.cores) * 100);
@@ -97,7 +99,7 @@ export function Inside({ topology }: { topology: Topology }) {
               <tr key={module.name}>
                 <th scope="row">{module.name}</th>
                 <td data-label={t.runs} class={module.state === 'failing' ? 'warn' : ''} title={module.detail}>
-                  {t.mode[module.mode]}
+                  {runs(module)}
                   {module.state === 'failing' && ` · ${t.state.failing}`}
                 </td>
                 <Cpu cpu={module.cpu} />
