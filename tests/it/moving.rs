@@ -51,10 +51,10 @@ async fn check(server: &Server, played: &[(DemoCall, String, Vec<Event>)]) -> (u
     for (call, id, events) in played {
         let title = &call.script.title;
         let told = texts(events, call.channels.len());
-        for channel in 0..call.channels.len() {
-            let (errors, reference) = words::errors(&script_text(call, channel as u8), &told[channel]);
+        for (channel, told) in told.iter().enumerate() {
+            let (errors, reference) = words::errors(&script_text(call, channel as u8), told);
             (wrong, of) = (wrong + errors, of + reference);
-            assert_eq!(recorded_text(server, id, channel as u64).await, told[channel], "{title}: the record says something else");
+            assert_eq!(recorded_text(server, id, channel as u64).await, *told, "{title}: the record says something else");
             let safe = events.iter().filter_map(|event| match event.message {
                 ServerMessage::Safe { channel: of, pos, .. } if usize::from(of) == channel => Some(pos),
                 _ => None,

@@ -238,14 +238,14 @@ struct Far {
 impl Far {
     async fn start(folder: &Path) -> Self {
         let endpoint = format!("unix:{}/far.sock", folder.display());
-        let child = Command::new(std::env::current_exe().unwrap())
+        let child = Command::new(std::env::current_exe().expect("a test has a file"))
             .args(["--ignored", "--exact", "a_process_of_its_own"])
             .env(LISTEN, &endpoint)
             .stdout(Stdio::null())
             .spawn()
-            .unwrap();
+            .expect("this binary starts again");
         let far = Self { child, endpoint };
-        let health = connect::health(&far.endpoint).unwrap();
+        let health = connect::health(&far.endpoint).expect("the endpoint is well formed");
         let begun = Instant::now();
         while health.check("audio", PATIENCE).await.is_err() {
             assert!(begun.elapsed() < PATIENCE, "the process does not come up");
@@ -256,8 +256,8 @@ impl Far {
 
     /// kill -9.
     fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.kill().expect("the child is ours");
+        self.child.wait().expect("the child is ours");
     }
 }
 

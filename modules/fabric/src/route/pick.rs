@@ -14,7 +14,7 @@ pub(super) fn goes_remote(module: &str, key: RouteKey, percent: u8) -> bool {
 }
 
 /// Rendezvous: sorts peers so that a conversation's comes first. A peer that joins or leaves moves only its own conversations.
-pub(super) fn rank<'a, P>(peers: &'a mut [P], id: ConversationId, name: impl Fn(&P) -> &str) -> &'a mut [P] {
+pub(super) fn rank<P>(peers: &mut [P], id: ConversationId, name: impl Fn(&P) -> &str) -> &mut [P] {
     peers.sort_by_cached_key(|peer| std::cmp::Reverse(hash(name(peer), id)));
     peers
 }

@@ -86,6 +86,7 @@ async fn begin(items: EventStream<SummaryItem>) -> Result<EventStream<SummaryIte
 }
 
 /// Two analyses agree when each utterance has the same first label for each task, or none in both.
+#[expect(clippy::ptr_arg)] // compared as the answer's own type
 fn say_the_same(one: &Vec<Insight>, other: &Vec<Insight>) -> bool {
     let said = |insights: &[Insight]| {
         let mut said: Vec<_> =
