@@ -67,6 +67,22 @@ async fn a_microphone_becomes_text() {
     assert!(found * 10 >= reference.len() * 7, "{:?} became {text:?}", turn.text);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dial_is_turned_on_the_topology_page() {
+    let (Some(_), Some(_)) = (models(), playwright()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", folder.path().join("inference.sock").display());
+    let there = Server::start(&folder.path().join("i"), &["--roles", "inference", "--grpc", &socket], &[]);
+    let endpoints = format!("[\"{socket}\"]");
+    let server = Server::start(&folder.path().join("f"), &[], &[("QUICKCOMM_MODULES__INFERENCE__ENDPOINTS", &endpoints)]);
+    let mut arguments = vec![server.http.clone()];
+    arguments.extend(std::env::var("SCREENSHOTS_TO").ok());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let seen = browse("topology.mjs", &arguments).await;
+    assert!(seen["refused"].as_str().is_some_and(|refused| refused.contains("inference is local")), "{seen}");
+    drop(there);
+}
+
 /// 16-bit mono at 48 kHz.
 fn wav_header(bytes: u32) -> Vec<u8> {
     let mut header = vec![];

@@ -71,3 +71,48 @@ async fn a_dial_is_turned_by_command_by_request_and_by_file() {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_topology_tells_what_runs_where_and_turns_the_dial() {
+    if models().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", folder.path().join("inference.sock").display());
+    let there = Server::start(&folder.path().join("i"), &["--roles", "inference", "--grpc", &socket], &[]);
+    let endpoints = format!("[\"{socket}\"]");
+    let server = Server::start(&folder.path().join("f"), &[], &[("QUICKCOMM_MODULES__INFERENCE__ENDPOINTS", &endpoints)]);
+    let put = async |module: &str, wish: Value, origin: Option<&str>| {
+        let request = reqwest::Client::new().put(format!("{}/v1/admin/routes/{module}", server.http)).body(wish.to_string());
+        let request = origin.into_iter().fold(request, |request, origin| request.header("origin", origin));
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (status, refused) = put("inference", json!({ "remote_percent": 50 }), Some("http://elsewhere.example")).await;
+    assert_eq!((status, &refused["code"]), (403, &json!("forbidden_origin")));
+    let (status, dry) = put("inference", json!({ "remote_percent": 50, "dry_run": true }), Some(&server.http)).await;
+    assert_eq!((status, &dry["dry_run"], &dry["version"]), (200, &json!(true), &json!(1)));
+    let (status, turned) = put("inference", json!({ "remote_percent": 50, "version": 1 }), Some(&server.http)).await;
+    assert_eq!((status, &turned["version"]), (200, &json!(2)), "{turned}");
+    let (status, stale) = put("inference", json!({ "mode": "local", "version": 1 }), Some(&server.http)).await;
+    assert_eq!((status, &stale["code"]), (409, &json!("stale_version")));
+    let (status, refused) = put("audio", json!({ "remote_percent": 50 }), None).await;
+    assert!(status == 409 && refused["detail"].as_str().unwrap().contains("names none"), "{refused}");
+
+    let topology = eventually("enough was watched for a verdict", Duration::from_secs(20), async || {
+        let topology = server.get("/v1/admin/topology").await;
+        (topology["process"]["window_s"].as_f64()? > 3.0).then_some(topology)
+    })
+    .await;
+    let targets = topology["routes"].as_array().unwrap().iter().find(|r| r["module"] == "inference").unwrap()["targets"].clone();
+    assert_eq!((&targets[0]["name"], &targets[1]["name"]), (&json!("local"), &json!(socket)), "both sides, side by side: {targets}");
+    assert_eq!(topology["changes"][0]["to"], "50 % remote");
+    assert!(topology["process"]["cpu"].as_f64().is_some() && topology["process"]["memory_bytes"].as_u64().unwrap() > 1_000_000);
+    assert!(topology["hops"].as_array().unwrap().iter().any(|hop| hop["name"] == "decode" && hop["limit_ms"] == 150.0), "{topology}");
+    assert!(!topology["bottleneck"]["sentence"].as_str().unwrap().contains("yet:"), "{topology}");
+
+    let output = Command::new(env!("CARGO_BIN_EXE_quickcomm")).args(["status", "--admin", &server.admin]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.contains(&socket) && said.contains("decode") && said.contains("50 % remote"), "{said}");
+    drop(there);
+}

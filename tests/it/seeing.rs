@@ -1,6 +1,6 @@
 //! Seeing it run: health, metrics with buckets, one trace id from socket to row.
 
-use crate::support::{ROOT, Server, demo_calls, models};
+use crate::support::{ROOT, Server, alone, demo_calls, models};
 use quickcomm::{cli::demo::speak, client::ServerMessage};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,7 @@ fn cpu_seconds(metrics: &str, module: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_port_answers_while_every_core_recognizes() {
+    let _alone = alone().await;
     if models().is_none() {
         return;
     }

@@ -194,6 +194,8 @@ pub struct TargetView {
     pub name: String,
     /// Why it cannot be reached.
     pub down: Option<String>,
+    /// The build it introduced itself with; `None` for this process and for who has not answered yet.
+    pub version: Option<String>,
     pub breaker: BreakerState,
     /// Calls under way, and how many may be.
     pub calls: usize,

@@ -3,13 +3,13 @@
 import type { ComponentChildren } from 'preact';
 import { m, oneDecimal } from '../messages';
 import { Icon } from '../parts/icon';
-import type { Change, Hop, Route, Topology } from './wire';
+import type { Change, Hop, ModuleLoad, Route, Topology } from './wire';
 
 const t = m.topology;
 
 const ms = (value: number | null | undefined) => (value === null || value === undefined ? t.unknown : oneDecimal(value));
 
-/** Wider than a phone it scrolls by itself, also by keys. */
+/** A table that is too wide scrolls by itself, also by keys; on a phone its rows become blocks. */
 function Scrolls({ label, children }: { label: string; children: ComponentChildren }) {
   return (
     <div class="scrolls" tabIndex={0} role="region" aria-label={label}>
@@ -51,22 +51,22 @@ export function Targets({ route, version }: { route: Route; version: string }) {
                 <th scope="row" class="where">
                   {here ? t.here : target.name}
                 </th>
-                <td class={target.down ? 'warn' : 'good'}>
+                <td data-label={t.health} class={target.down ? 'warn' : 'good'}>
                   <span title={target.down ?? undefined}>
                     <Icon name={target.down ? 'warning' : 'check'} /> {target.down ? t.noAnswer : t.answers}
                   </span>
                   {target.down && <span class="small why">{target.down}</span>}
                 </td>
-                <td class={here || target.version ? '' : 'muted'}>{here ? version : (target.version ?? t.noVersion)}</td>
-                <td class={target.breaker === 'closed' ? '' : 'warn'}>{t.breaker[target.breaker]}</td>
-                <td class="end number">
+                <td data-label={t.version} class={here || target.version ? '' : 'muted'}>{here ? version : (target.version ?? t.noVersion)}</td>
+                <td data-label={t.breakerName} class={target.breaker === 'closed' ? '' : 'warn'}>{t.breaker[target.breaker]}</td>
+                <td data-label={t.slots} class="end number">
                   {target.calls} / {target.slots}
                 </td>
-                <td class="end number">{target.streams}</td>
-                <td class="end number">{recent.calls}</td>
-                <td class={`end number${recent.failed > 0 ? ' warn' : ''}`}>{recent.failed}</td>
-                <td class="end number">{recent.calls > 0 ? ms(recent.p50_ms) : t.unknown}</td>
-                <td class="end number">{recent.calls > 0 ? ms(recent.p99_ms) : t.unknown}</td>
+                <td data-label={t.streams} class="end number">{target.streams}</td>
+                <td data-label={t.calls} class="end number">{recent.calls}</td>
+                <td data-label={t.failed} class={`end number${recent.failed > 0 ? ' warn' : ''}`}>{recent.failed}</td>
+                <td data-label={t.p50} class="end number">{recent.calls > 0 ? ms(recent.p50_ms) : t.unknown}</td>
+                <td data-label={t.p99} class="end number">{recent.calls > 0 ? ms(recent.p99_ms) : t.unknown}</td>
               </tr>
             );
           })}
@@ -77,12 +77,14 @@ export function Targets({ route, version }: { route: Route; version: string }) {
 }
 
 export function Inside({ topology }: { topology: Topology }) {
-  const { modules, parts, process } = topology;
+  const { modules, parts, process, routes } = topology;
+  // The dial is newer than what the status says of it once a second.
+  const runs = (module: ModuleLoad) => t.mode[routes.find((route) => route.module === module.name)?.dial.mode ?? module.mode];
   const rows = modules.map((module) => module.name);
   const rest = parts.filter((part) => !rows.includes(part.name));
   const share = (cpu: number | null) => Math.min(100, ((cpu ?? 0) / process.cores) * 100);
   const Cpu = ({ cpu }: { cpu: number | null }) => (
-    <td class="end number cpu" title={cpu === null ? t.unknownHelp : t.cores(cpu.toFixed(2), process.cores)}>
+    <td data-label={t.cpu} class="end number cpu" title={cpu === null ? t.unknownHelp : t.cores(cpu.toFixed(2), process.cores)}>
       <meter min={0} max={100} value={share(cpu)} aria-hidden="true" /> {cpu === null ? t.unknown : cpu.toFixed(2)}
     </td>
   );
@@ -96,15 +98,15 @@ export function Inside({ topology }: { topology: Topology }) {
             {modules.map((module) => (
               <tr key={module.name}>
                 <th scope="row">{module.name}</th>
-                <td class={module.state === 'failing' ? 'warn' : ''} title={module.detail}>
-                  {t.mode[module.mode]}
+                <td data-label={t.runs} class={module.state === 'failing' ? 'warn' : ''} title={module.detail}>
+                  {runs(module)}
                   {module.state === 'failing' && ` · ${t.state.failing}`}
                 </td>
                 <Cpu cpu={module.cpu} />
-                <td class={`end number${module.queue_wait && module.queue_wait.p99_ms > module.queue_wait.limit_ms ? ' warn' : ''}`} title={module.queue_wait ? undefined : t.unknownHelp}>
+                <td data-label={t.wait} class={`end number${module.queue_wait && module.queue_wait.p99_ms > module.queue_wait.limit_ms ? ' warn' : ''}`} title={module.queue_wait ? undefined : t.unknownHelp}>
                   {module.queue_wait ? `${ms(module.queue_wait.p99_ms)} ms` : t.unknown}
                 </td>
-                <td class={`end number${module.refused > 0 ? ' warn' : ''}`}>{module.refused}</td>
+                <td data-label={t.refused} class={`end number${module.refused > 0 ? ' warn' : ''}`}>{module.refused}</td>
               </tr>
             ))}
             {rest.map((part) => (
@@ -134,12 +136,12 @@ export function Hops({ hops }: { hops: Hop[] }) {
             {hops.map((hop) => (
               <tr key={hop.name}>
                 <th scope="row">{hop.name}</th>
-                <td>{hop.module}</td>
-                <td class="end number">{hop.limit_ms}</td>
-                <td class="end number">{ms(hop.p50_ms)}</td>
-                <td class={`end number${(hop.p99_ms ?? 0) > hop.limit_ms ? ' warn' : ''}`}>{ms(hop.p99_ms)}</td>
-                <td class="end number">{hop.count}</td>
-                <td class={`end number${hop.violations > 0 ? ' warn' : ''}`} title={hop.counted_from_ms > hop.limit_ms + 0.01 ? t.overFrom(hop.counted_from_ms.toFixed(0)) : undefined}>
+                <td data-label={t.module}>{hop.module}</td>
+                <td data-label={t.limit} class="end number">{hop.limit_ms}</td>
+                <td data-label={t.p50} class="end number">{ms(hop.p50_ms)}</td>
+                <td data-label={t.p99} class={`end number${(hop.p99_ms ?? 0) > hop.limit_ms ? ' warn' : ''}`}>{ms(hop.p99_ms)}</td>
+                <td data-label={t.passages} class="end number">{hop.count}</td>
+                <td data-label={t.violations} class={`end number${hop.violations > 0 ? ' warn' : ''}`} title={hop.counted_from_ms > hop.limit_ms + 0.01 ? t.overFrom(hop.counted_from_ms.toFixed(0)) : undefined}>
                   {hop.violations}
                 </td>
               </tr>
@@ -165,14 +167,14 @@ export function Changes({ changes, when }: { changes: Change[]; when: (at: strin
             <tbody>
               {changes.map((change) => (
                 <tr key={`${change.module}-${change.version}-${change.at}`}>
-                  <td class="nowrap">{when(change.at)}</td>
+                  <td data-label={t.when} class="nowrap">{when(change.at)}</td>
                   <th scope="row">{change.module}</th>
-                  <td>
+                  <td data-label={t.change}>
                     {change.from} → {change.to}
                     {change.asked_to_move > 0 && <span class="small muted"> {t.moved(change.asked_to_move)}</span>}
                   </td>
-                  <td>{t.who[change.by]}</td>
-                  <td>{change.reason ?? t.unknown}</td>
+                  <td data-label={t.by}>{t.who[change.by]}</td>
+                  <td data-label={t.why}>{change.reason ?? t.unknown}</td>
                 </tr>
               ))}
             </tbody>

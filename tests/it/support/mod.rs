@@ -31,6 +31,12 @@ pub fn models() -> Option<PathBuf> {
     None
 }
 
+/// For journeys that load every core, or tell how long something took: one of them at a time.
+pub async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ALONE.lock().await
+}
+
 /// A running `quickcomm serve`.
 pub struct Server {
     child: Child,

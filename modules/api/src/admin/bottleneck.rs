@@ -36,9 +36,18 @@ pub(super) struct Seen {
     pub(super) wait_p99_ms: Option<f64>,
     /// Work that waits longer is held up.
     pub(super) wait_limit_ms: f64,
+    /// Its hop that is most over its limit.
+    pub(super) slow: Option<Slow>,
     pub(super) refused: u64,
     pub(super) local: Calls,
     pub(super) remote: Calls,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slow {
+    pub(super) hop: &'static str,
+    pub(super) p99_ms: f64,
+    pub(super) limit_ms: f64,
 }
 
 /// The last calls one side answered.
@@ -79,6 +88,9 @@ pub(super) fn judge(picture: &Picture) -> Bottleneck {
         picture.modules.iter().filter_map(Seen::trouble).max_by(|a, b| a.1.0.total_cmp(&b.1.0)).map(|(m, t)| (m, t.1))
     else {
         return match most.filter(|_| full) {
+            _ if full && busy > process * 2.0 => {
+                verdict(None, None, format!("Nothing waits long here, but other programs use {} of this machine.", of(busy - process)))
+            }
             Some(most) if most.cpu * 2.0 >= busy => {
                 let sentence = format!("Nothing waits yet, but {} uses {}; {} room.", most.name, of(most.cpu), most.moving("would make"));
                 verdict(Some(most), most.movable(), sentence)
@@ -143,14 +155,21 @@ pub(super) fn judge(picture: &Picture) -> Bottleneck {
 impl Seen {
     /// What is wrong with it, with how bad that is, in order of what callers feel most.
     fn trouble(&self) -> Option<(&Self, (f64, String))> {
-        let waits = self.wait_p99_ms.filter(|wait| *wait > self.wait_limit_ms);
-        let wait = waits.map(|wait| format!("its work waits {wait:.0} ms (p99; {:.0} are allowed)", self.wait_limit_ms));
-        match (self.refused, wait) {
-            (0, None) => None,
-            (0, Some(wait)) => Some((self, (waits.unwrap_or(0.0) / self.wait_limit_ms.max(1.0), wait))),
-            (refused, None) => Some((self, (1e6 + refused as f64, format!("{refused} calls were refused")))),
-            (refused, Some(wait)) => Some((self, (1e6 + refused as f64, format!("{refused} calls were refused and {wait}")))),
+        let mut troubles = vec![];
+        let mut worst = 0.0_f64;
+        if self.refused > 0 {
+            troubles.push(format!("{} calls were refused", self.refused));
+            worst = 1e6 + self.refused as f64;
         }
+        if let Some(wait) = self.wait_p99_ms.filter(|wait| *wait > self.wait_limit_ms) {
+            troubles.push(format!("its work waits {wait:.0} ms (p99; {:.0} are allowed)", self.wait_limit_ms));
+            worst = worst.max(wait / self.wait_limit_ms.max(1.0));
+        }
+        if let Some(Slow { hop, p99_ms, limit_ms }) = self.slow {
+            troubles.push(format!("{hop} takes {p99_ms:.0} ms (p99; {limit_ms:.0} are allowed)"));
+            worst = worst.max(p99_ms / limit_ms);
+        }
+        (!troubles.is_empty()).then(|| (self, (worst, troubles.join(" and "))))
     }
 
     fn movable(&self) -> Option<bool> {
@@ -236,6 +255,13 @@ mod tests {
     #[test]
     fn who_waits_on_an_idle_processor_gains_nothing_by_moving() {
         check(&picture(0.5, vec![seen("inference", 0.3, 900.0)]), Some("inference"), Some(false), "would not help");
+        let slow = Some(Slow { hop: "decode", p99_ms: 400.0, limit_ms: 150.0 });
+        check(
+            &picture(0.5, vec![Seen { slow, ..seen("audio", 0.3, 1.0) }]),
+            Some("audio"),
+            Some(false),
+            "decode takes 400 ms (p99; 150 are allowed)",
+        );
         let refusing = Seen { refused: 4, ..seen("audio", 0.3, 1.0) };
         check(&picture(0.5, vec![seen("inference", 0.1, 900.0), refusing]), Some("audio"), Some(false), "4 calls were refused");
     }
@@ -248,6 +274,8 @@ mod tests {
 
     #[test]
     fn other_programs_are_named() {
+        let idle = Picture { machine: Some(2.0), ..picture(0.0, vec![seen("audio", 0.0, 4.0)]) };
+        check(&idle, None, None, "other programs use 2.0 of 2 cores");
         let crowded = Picture { machine: Some(2.0), ..picture(0.4, vec![seen("audio", 0.3, 400.0)]) };
         check(&crowded, Some("audio"), Some(true), "other programs use 1.6 of 2 cores");
     }

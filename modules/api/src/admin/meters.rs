@@ -20,35 +20,42 @@ use utoipa::ToSchema;
 /// How often a reading is kept, and how many: together the window.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
 const KEPT: usize = 6;
+/// Fewer passages of a hop say nothing.
+const ENOUGH: u64 = 10;
 
 /// A hop of the budget from the end of speech to the text on a screen.
 struct Watched {
     name: &'static str,
     module: &'static str,
     metric: &'static str,
-    label: &'static str,
+    labels: &'static [&'static str],
     limit_ms: f64,
 }
 
-const fn hop(name: &'static str, module: &'static str, metric: &'static str, label: &'static str, limit_ms: f64) -> Watched {
-    Watched { name, module, metric, label, limit_ms }
+const fn hop(name: &'static str, module: &'static str, metric: &'static str, labels: &'static [&'static str], limit_ms: f64) -> Watched {
+    Watched { name, module, metric, labels, limit_ms }
 }
 
-/// Silence that ends an utterance, as callers ask for it by default in the budget, and decoding: 250 + 150 ms.
+/// Recognitions a caller waits for: of an utterance that has ended, and of one that was guessed to have, which serves when it had.
+const FINALS: [&str; 2] = ["class=\"final\"", "class=\"guess\""];
+
+/// The name of the hop that holds the silence callers ask for: by default 400 ms, and then decoding.
+pub(super) const WITH_SILENCE: &str = "speech end to final";
+
 const HOPS: [Watched; 6] = [
-    hop("speech end to final", "audio", "quickcomm_audio_speech_end_to_final_seconds", "", 400.0),
-    hop("decode", "audio", "quickcomm_audio_decode_seconds", "class=\"final\"", 150.0),
-    hop("bus", "api", "quickcomm_api_bus_seconds", "", 10.0),
-    hop("commit", "api", crate::metrics::WRITE_SECONDS, "", 25.0),
-    hop("push", "api", crate::metrics::LIVE_QUEUE, "", 20.0),
-    hop("insight", "inference", "quickcomm_inference_insight_age_seconds", "", 2000.0),
+    hop(WITH_SILENCE, "audio", "quickcomm_audio_speech_end_to_final_seconds", &[], 550.0),
+    hop("decode", "audio", "quickcomm_audio_decode_seconds", &FINALS, 150.0),
+    hop("bus", "api", "quickcomm_api_bus_seconds", &[], 10.0),
+    hop("commit", "api", crate::metrics::WRITE_SECONDS, &[], 25.0),
+    hop("push", "api", crate::metrics::LIVE_QUEUE, &[], 20.0),
+    hop("insight", "inference", "quickcomm_inference_insight_age_seconds", &[], 2000.0),
 ];
 
 /// Where work waits in a module, and how long it may.
 const WAITS: [Watched; 3] = [
-    hop("wait", "audio", "quickcomm_audio_queue_age_seconds", "class=\"final\"", 150.0),
-    hop("wait", "inference", "quickcomm_inference_queue_wait_seconds", "", 500.0),
-    hop("wait", "api", crate::metrics::BUS_SECONDS, "", 100.0),
+    hop("wait", "audio", "quickcomm_audio_queue_age_seconds", &FINALS, 150.0),
+    hop("wait", "inference", "quickcomm_inference_queue_wait_seconds", &[], 500.0),
+    hop("wait", "api", crate::metrics::BUS_SECONDS, &[], 100.0),
 ];
 
 const CALLS: &str = "quickcomm_module_call_seconds_count";
@@ -142,7 +149,7 @@ impl Meters {
 
     fn read(&self) -> Reading {
         let text = (self.render)();
-        let all = |watched: &[Watched]| watched.iter().map(|one| Buckets::read(&text, one.metric, one.label)).collect();
+        let all = |watched: &[Watched]| watched.iter().map(|one| Buckets::read(&text, one.metric, one.labels)).collect();
         // As callers here saw it, wherever the module ran; and as this process answered callers elsewhere.
         let refused = |watched: &Watched| {
             let module = format!("module=\"{}\"", watched.module);
@@ -174,10 +181,18 @@ impl Lately {
         WAITS.iter().zip(&self.refused).find(|(watched, _)| watched.module == module).map_or(0, |(_, count)| *count as u64)
     }
 
+    /// The hop of a module that is furthest over its limit, when that is no exception.
+    pub(super) fn slow(&self, module: &str) -> Option<&Hop> {
+        let often =
+            |hop: &&Hop| hop.module == module && hop.name != WITH_SILENCE && hop.count >= ENOUGH && hop.violations * 20 >= hop.count;
+        let ratio = |hop: &Hop| hop.p99_ms.unwrap_or(0.0) / hop.limit_ms;
+        self.hops.iter().filter(often).filter(|hop| ratio(hop) > 1.0).max_by(|a, b| ratio(a).total_cmp(&ratio(b)))
+    }
+
     /// Cores of one module; `None` where processor time cannot be read.
     pub(super) fn cores_of(&self, module: &str) -> Option<f64> {
         let parts: &[&str] = if module == "api" { &["api", "record"] } else { &[module] };
-        (!self.cores.is_empty()).then(|| parts.iter().filter_map(|part| self.cores.get(part)).sum())
+        (!self.cores.is_empty()).then(|| parts.iter().filter_map(|part| self.cores.get(part)).fold(0.0, |sum, cores| sum + cores))
     }
 }
 

@@ -7,10 +7,11 @@
 pub(super) struct Buckets(Vec<(f64, f64)>);
 
 impl Buckets {
-    /// All series of a histogram whose labels hold `label`, together.
-    pub(super) fn read(text: &str, name: &str, label: &str) -> Self {
+    /// All series of a histogram whose labels hold one of `labels`, together; all of them when none is named.
+    pub(super) fn read(text: &str, name: &str, labels: &[&str]) -> Self {
+        let wanted = |found: &str| labels.is_empty() || labels.iter().any(|label| found.contains(label));
         let mut found = Self::default();
-        for (labels, count) in series(text, name, "_bucket").filter(|(labels, _)| labels.contains(label)) {
+        for (labels, count) in series(text, name, "_bucket").filter(|(found, _)| wanted(found)) {
             let bound = labels.split("le=\"").nth(1).and_then(|rest| rest.split('"').next());
             let Some(bound) = bound.and_then(|text| text.replace('+', "").parse::<f64>().ok()) else { continue };
             match found.0.iter_mut().find(|(known, _)| *known == bound) {
@@ -95,22 +96,23 @@ plain_total 4
 
     #[test]
     fn quantiles_and_violations_come_from_the_buckets() {
-        let buckets = Buckets::read(TEXT, "decode_seconds", "class=\"final\"");
+        let buckets = Buckets::read(TEXT, "decode_seconds", &["class=\"final\""]);
         assert_eq!(buckets.count(), 100);
         let (p50, p99) = (buckets.quantile_ms(0.5).unwrap(), buckets.quantile_ms(0.99).unwrap());
         assert!((p50 - 100.0).abs() < 0.01 && (p99 - 175.0).abs() < 0.01, "{p50} {p99}");
         assert_eq!(buckets.over(150.0).0, 2);
         assert_eq!(buckets.over(120.0), (2, 150.0), "counted from the next bound");
-        assert_eq!(Buckets::read(TEXT, "none_seconds", "").quantile_ms(0.5), None);
+        assert_eq!(Buckets::read(TEXT, "decode_seconds", &["class=\"final\"", "class=\"guess\""]).count(), 107);
+        assert_eq!(Buckets::read(TEXT, "none_seconds", &[]).quantile_ms(0.5), None);
     }
 
     #[test]
     fn a_window_is_a_difference() {
-        let now = Buckets::read(TEXT, "decode_seconds", "class=\"final\"");
+        let now = Buckets::read(TEXT, "decode_seconds", &["class=\"final\""]);
         let earlier = Buckets::read(
             "decode_seconds_bucket{class=\"final\",le=\"0.1\"} 40\ndecode_seconds_bucket{le=\"+Inf\"} 60",
             "decode_seconds",
-            "",
+            &[],
         );
         assert_eq!(now.since(&earlier).count(), 40);
         assert_eq!(now.since(&now).quantile_ms(0.99), None);

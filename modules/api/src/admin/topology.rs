@@ -2,7 +2,7 @@
 
 use super::{
     Module, Status,
-    bottleneck::{self, Bottleneck, Calls, Picture, Seen},
+    bottleneck::{self, Bottleneck, Calls, Picture, Seen, Slow},
     meters::{Hop, Lately, QueueWait, memory_bytes},
 };
 use actix_web::{HttpResponse, web};
@@ -93,7 +93,7 @@ impl Topology {
             cores: cores as f64,
             process: cpu,
             machine: machine_cpu,
-            modules: modules.iter().map(|module| seen(module, &routes)).collect(),
+            modules: modules.iter().map(|module| seen(module, &routes, lately.as_ref())).collect(),
         };
         Self {
             process: Process {
@@ -124,7 +124,7 @@ fn parts(lately: &Lately) -> Vec<Part> {
     parts
 }
 
-fn seen(load: &ModuleLoad, routes: &[RouteView]) -> Seen {
+fn seen(load: &ModuleLoad, routes: &[RouteView], lately: Option<&Lately>) -> Seen {
     let name = &load.module.name;
     let route = routes.iter().find(|route| route.module == *name);
     let targets = route.map_or(&[][..], |route| &route.targets);
@@ -135,6 +135,11 @@ fn seen(load: &ModuleLoad, routes: &[RouteView]) -> Seen {
         cpu: load.cpu.unwrap_or(0.0),
         wait_p99_ms: load.queue_wait.as_ref().map(|wait| wait.p99_ms),
         wait_limit_ms: load.queue_wait.as_ref().map_or(0.0, |wait| wait.limit_ms),
+        slow: lately.and_then(|lately| lately.slow(name)).map(|hop| Slow {
+            hop: hop.name,
+            p99_ms: hop.p99_ms.unwrap_or(0.0),
+            limit_ms: hop.limit_ms,
+        }),
         refused: load.refused,
         local: together(&local),
         remote: together(&remote),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     api::{self, Methods as Api},
     audio::{self, Methods as Hearing},
-    connect::ConnectError,
+    connect::{ConnectError, Health},
     hello::Introduction,
     inference::{self, Methods as Understanding},
     metrics::{self as names, Locality},
@@ -282,6 +282,7 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
         let targets = table.targets().map(|target| TargetView {
             name: target.name.clone(),
             down: target.down.lock().clone(),
+            version: target.health.as_ref().and_then(Health::peer).map(|peer| peer.build.clone()),
             breaker: target.breaker.state(),
             calls: self.slots().saturating_sub(target.slots.available_permits()),
             slots: self.slots(),
