@@ -78,7 +78,8 @@ fn as_module(view: RouteView) -> Module {
     let asked = |name: &str| dial.mode == Mode::Routed || (name == "local") == (dial.mode == Mode::Local);
     let targets: Vec<_> = view.targets.iter().filter(|target| asked(&target.name)).collect();
     let endpoint = targets.iter().find(|target| target.name != "local").map(|target| target.name.clone());
-    let down = targets.iter().find_map(|target| target.down.as_ref().map(|why| format!("{}: {why}", target.name)));
+    let named = |name: &str, why: &str| if why.contains(name) { why.to_owned() } else { format!("{name}: {why}") };
+    let down = targets.iter().find_map(|target| target.down.as_ref().map(|why| named(&target.name, why)));
     let reachable = targets.iter().any(|target| target.down.is_none());
     let state = if reachable { ModuleState::Ready } else { ModuleState::Failing };
     let detail = match (down, dial.mode) {

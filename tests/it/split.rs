@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -84,7 +85,12 @@ impl Split {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let lines = stdout.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(serde_json::from_str(&line).unwrap()))
+        });
+        // A line that never comes must not hold the test for ever.
+        let lines = std::iter::from_fn(move || told.recv_timeout(Duration::from_secs(60)).ok());
         Self { child, lines: Box::new(lines) }
     }
 
@@ -95,7 +101,7 @@ impl Split {
         u32::try_from(line["pid"].as_u64().unwrap()).unwrap()
     }
 
-    /// ctrl-c, and the exit code.
+    /// Ctrl-c, and the exit code.
     fn interrupt(mut self) -> Option<i32> {
         Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
         let begun = Instant::now();
@@ -103,6 +109,16 @@ impl Split {
         let status = self.child.wait().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         status.code()
+    }
+}
+
+impl Drop for Split {
+    /// A test that fails leaves no processes behind.
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+            let _ = self.child.wait();
+        }
     }
 }
 
