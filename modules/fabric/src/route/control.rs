@@ -37,6 +37,9 @@ const TOLD: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// An endpoint, and what it introduced itself as.
+pub type Met = (String, Arc<Introduction>);
+
 /// Every module this process calls, with its dial.
 #[derive(Default)]
 pub struct Dials {
@@ -110,7 +113,7 @@ impl Dials {
     }
 
     /// Who answers for each module elsewhere: module, endpoint, introduction.
-    pub fn introductions(&self) -> Vec<(&'static str, Option<(String, Arc<Introduction>)>)> {
+    pub fn introductions(&self) -> Vec<(&'static str, Option<Met>)> {
         self.modules.iter().map(|module| (module.router.name(), module.router.introduction())).collect()
     }
 
@@ -255,7 +258,7 @@ trait Turnable: Send + Sync {
     async fn look(&self);
     fn reason_to_step_back(&self) -> Option<String>;
     /// The first endpoint that has introduced itself, and as what.
-    fn introduction(&self) -> Option<(String, Arc<Introduction>)>;
+    fn introduction(&self) -> Option<Met>;
 }
 
 #[async_trait]
@@ -343,7 +346,7 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
         step_back::reason(there, local.recent.within(window), limits)
     }
 
-    fn introduction(&self) -> Option<(String, Arc<Introduction>)> {
+    fn introduction(&self) -> Option<Met> {
         self.table.load().remote.iter().find_map(|target| Some((target.name.clone(), target.health.as_ref()?.peer()?)))
     }
 }
