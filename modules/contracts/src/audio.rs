@@ -6,6 +6,8 @@
 //! - an implementation has no side effects outside its answer.
 //!
 //! Deliberately absent: conversations, epochs and utterance ids; the host that opened the session adds them.
+//!
+//! Long because the types and the two halves that keep credit and order over them are one promise, read together.
 
 use crate::{CallCx, CallError, ChannelIndex, Encoding, ErrorKind, Retry, SamplePos, SampleRate};
 use async_trait::async_trait;

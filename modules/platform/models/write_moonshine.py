@@ -1,4 +1,4 @@
-"""Writes Moonshine's graphs anew from the weights of its `.ort` export: the same model in a fifth of the nodes.
+"""Writes Moonshine's graphs anew from the weights of its `.ort` export: the same model in a fifth to an eighth of the nodes.
 
     write_moonshine.py SOURCE TARGET
     SOURCE holds   encoder_model.ort, decoder_model_merged.ort
@@ -7,9 +7,9 @@
 The export computes positions, shapes and masks anew in every layer, keeps both kinds of decoder step behind one `If`, and
 leaves the convolutions in float. Here the runtime's fused operators do all that, the weights stay as they are, and the widest
 convolution becomes integer products like everything else: the encoder takes 0.67 of the time, a token 0.74, and the errors in
-1882 words are 57 instead of 65 (chance: either is a near tie falling one way or the other). One rounding
-instead of two there takes the demo calls from 9 errors to 37: on a telephone line it loses the "s". Bytes for the other wide
-convolution move the output ten times as far.
+1882 words are 57 instead of 65 (which is chance: near ties that fall one way or the other). One rounding instead of two there
+takes the demo calls from 9 errors to 37: on a telephone line it loses the "s". Bytes for the other wide convolution move the
+output about ten times as far.
 The output depends on the input alone: onnxruntime 1.23.2 and 1.31.1 write the same bytes.
 """
 

@@ -1,5 +1,5 @@
 //! Speech or silence, 32 ms at a time: Silero, on the thread that owns the channels. Frames of several channels go through together when
-//! they wait anyway: together they take two thirds of the time, and the weights come into the cache once.
+//! they wait anyway: eight together take about half of the time of eight alone, and the weights come into the cache once.
 
 use ort::{
     session::{Session, SessionInputValue},

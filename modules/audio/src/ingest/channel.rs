@@ -5,6 +5,8 @@
 //!   one was about to say. Only when the record disagrees is the channel attached to anew.
 //! - A session asked to move ends where an utterance does, and the next one begins there: what was sent beyond is sent again.
 //! - Nothing here waits for a socket.
+//!
+//! Long because it is one state machine: engine, bus and record fail in any order, and each answer depends on what the others still hold.
 
 use super::{
     Shared,
