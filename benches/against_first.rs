@@ -27,12 +27,13 @@ enum Engine {
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().expect("a runtime");
     let candidates = [
-        ("what is written first", Engine::First, 8),
-        ("ours", Engine::Ours(&[]), 32),
-        ("ours without speculation", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__SPECULATE_AFTER_MS", "0")]), 32),
-        ("ours without coalescing", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__COALESCE", "false")]), 32),
-        ("ours without drafts", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__DRAFT", "false")]), 32),
-        ("ours without stealing", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__STEAL", "false")]), 32),
+        ("what is written first", Engine::First, 16),
+        ("ours", Engine::Ours(&[]), 56),
+        ("ours without speculation", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__SPECULATE_AFTER_MS", "0")]), 56),
+        ("ours without coalescing", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__COALESCE", "false")]), 48),
+        ("ours without drafts", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__DRAFT", "false")]), 48),
+        ("ours without gathering", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__GATHER_MS", "0")]), 56),
+        ("ours without stealing", Engine::Ours(&[("QUICKCOMM_AUDIO__ENGINE__STEAL", "false")]), 56),
     ];
     println!("| behind the contract `Audio` | channels held | of the first |");
     println!("| --- | --- | --- |");

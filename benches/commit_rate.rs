@@ -1,7 +1,7 @@
 //! How fast the record commits, beside a bare write + fsync loop on the same disk in the same run.
 //!
-//! `cargo run --release -p api --example commit_rate [FOLDER]`: a folder is made in FOLDER (default: here) and removed. Medians of
-//! three alternating rounds. A temporary file system would show the processor, not the disk.
+//! A folder is made in FOLDER (`cargo bench --bench commit_rate -- FOLDER`; default: here) and removed. Medians of three alternating
+//! rounds. A temporary file system would show the processor, not the disk.
 
 use api::{Record, Settings};
 use chrono::Utc;
@@ -26,7 +26,7 @@ const ROUND: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let at = std::env::args().nth(1).unwrap_or_else(|| ".".into());
+    let at = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_else(|| ".".into());
     let folder = tempfile::tempdir_in(&at)?;
     let record = Record::open(folder.path(), Arc::new(Memory::default()), &Settings::default()).await?;
     let stop = tokio_util::sync::CancellationToken::new();

@@ -64,28 +64,28 @@ fn runtime_of_its_own() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Memory while channels speak, against the same server before them.
+/// What one more channel costs: the highest resident memory with many, less that with few, each on a server of its own. Anything that
+/// does not depend on their number, such as the recognizers' own buffers, falls out.
 fn per_channel(runtime: &tokio::runtime::Runtime) {
-    let channels = if quick() { 10 } else { 40 };
+    let (few, many) = if quick() { (4, 10) } else { (20, 60) };
+    let runs = if quick() { 1 } else { 3 };
+    let each: Vec<f64> = (0..runs).map(|_| (runtime.block_on(peak(many)) - runtime.block_on(peak(few))) / (many - few) as f64).collect();
+    println!("| per open channel, {few} to {many} at once, 15 s kept | {:.2} MB (median of {runs}) |", median(&each));
+}
+
+async fn peak(channels: usize) -> f64 {
     let data = scratch();
     let server = Server::start(data.path(), &[("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")]);
+    while !understands(&server.admin).await {}
     let tracks = tracks(channels, 15.0);
-    let peak = runtime.block_on(async {
-        // Twice the same: the first warms the recognizers' own buffers up.
-        let listening = Listening { endpointing_ms: 250, partial_ms: None };
-        run(&server.http, server.pid(), &tracks[..2], listening).await;
-        let before = resident_mb(server.pid());
-        let pid = server.pid();
-        let mut peak: f64 = 0.0;
-        let calls = run(&server.http, pid, &tracks, listening);
-        tokio::pin!(calls);
-        let mut look = tokio::time::interval(Duration::from_millis(200));
-        loop {
-            tokio::select! {
-                _ = look.tick() => peak = peak.max(resident_mb(pid) - before),
-                _ = &mut calls => return peak,
-            }
+    let mut peak: f64 = 0.0;
+    let calls = run(&server.http, server.pid(), &tracks, Listening { endpointing_ms: 250, partial_ms: None });
+    tokio::pin!(calls);
+    let mut look = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tokio::select! {
+            _ = look.tick() => peak = peak.max(resident_mb(server.pid())),
+            _ = &mut calls => return peak,
         }
-    });
-    println!("| per open channel, {channels} at once, 15 s kept | {:.2} MB |", peak / channels as f64);
+    }
 }

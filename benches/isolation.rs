@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Well within what the machine holds, so that queueing of speech itself is not what is measured.
 const CHANNELS: usize = 16;
-/// Calls to the classifier under way at any moment: more than its queue serves in a second.
-const BACKLOG: usize = 64;
+/// Calls to the classifier under way at any moment: it is never idle, and its queue stays shorter than the second a turn may wait.
+const BACKLOG: usize = 16;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build().expect("a runtime");

@@ -105,14 +105,14 @@ impl Engine {
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let name = format!("audio-{index}");
             let (loaded, ready) = crossbeam_channel::bounded(1);
-            let together = settings.together;
             let (runtime, recognizer, vad, floor) = (runtime.clone(), recognizer.clone(), vad.clone(), engine.floor.clone());
+            let settings = settings.clone();
             let work = move || {
                 let load = || Ok::<_, ModelError>((Vad::open(&runtime, &vad)?, Moonshine::open(&runtime, &recognizer)?));
                 match load() {
                     Ok((vad, recognizer)) => {
                         let _ = loaded.send(Ok(())); // nobody waits when another worker failed
-                        Worker::new(index, floor, inbox, vad, recognizer, together).run();
+                        Worker::new(index, floor, inbox, vad, recognizer, &settings).run();
                     }
                     Err(error) => drop(loaded.send(Err(error))),
                 }

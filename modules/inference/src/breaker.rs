@@ -11,12 +11,14 @@ pub struct Breaker {
     failures: u32,
     pause: Duration,
     closed_until: Option<Instant>,
+    /// The one try after a pause is under way.
+    probing: bool,
     last: String,
 }
 
 impl Breaker {
     pub fn new(limit: u32, first_pause: Duration) -> Self {
-        Self { limit, first_pause, failures: 0, pause: first_pause, closed_until: None, last: String::new() }
+        Self { limit, first_pause, failures: 0, pause: first_pause, closed_until: None, probing: false, last: String::new() }
     }
 
     /// Whether to try now. After a pause one try is let through; the next has to wait for how it ends, or for another pause.
@@ -26,6 +28,7 @@ impl Breaker {
             Some(until) if now < until => false,
             Some(_) => {
                 self.closed_until = Some(now + self.pause);
+                self.probing = true;
                 true
             }
         }
@@ -35,15 +38,21 @@ impl Breaker {
         self.failures = 0;
         self.pause = self.first_pause;
         self.closed_until = None;
+        self.probing = false;
     }
 
-    pub fn failed(&mut self, now: Instant, reason: String) {
+    /// True when a pause begins with this failure. Tries that were under way when it began say nothing new, however many fail.
+    pub fn failed(&mut self, now: Instant, reason: String) -> bool {
         self.failures = self.failures.saturating_add(1);
         self.last = reason;
-        if self.failures >= self.limit {
-            self.closed_until = Some(now + self.pause);
-            self.pause = (self.pause * 2).min(LONGEST);
+        let pauses = self.closed_until.is_some_and(|until| now < until) && !self.probing;
+        if pauses || self.failures < self.limit {
+            return false;
         }
+        self.probing = false;
+        self.closed_until = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST);
+        true
     }
 
     /// Why it is left alone, while it is.
@@ -63,9 +72,12 @@ mod tests {
         let at = |ms| Instant::now() + Duration::from_millis(ms);
         let zero = Instant::now();
         let mut breaker = Breaker::new(2, Duration::from_secs(1));
-        breaker.failed(zero, "it broke".into());
+        assert!(!breaker.failed(zero, "it broke".into()));
         assert!(breaker.admits(zero), "one failure is none");
-        breaker.failed(zero, "it broke".into());
+        assert!(breaker.failed(zero, "it broke".into()));
+        for _ in 0..10 {
+            assert!(!breaker.failed(zero, "it broke".into()), "tries that were under way do not make the pause longer");
+        }
         assert!(!breaker.admits(zero) && breaker.reason(zero).is_some());
         assert!(breaker.admits(at(1_100)), "one probe");
         assert!(!breaker.admits(at(1_200)), "only one");

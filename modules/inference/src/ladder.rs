@@ -204,8 +204,10 @@ impl Local {
             Err(e) => return Err(e.to_string()), // the queue, not the classifier
         };
         metrics::counter!(names::FAILED, "reason" => kind).increment(1);
-        warn!(error = %error, "the classifier failed; rules answer in its place");
-        breaker.failed(Instant::now(), error.to_string());
+        debug!(error = %error, "the classifier failed at a turn; rules answer in its place");
+        if breaker.failed(Instant::now(), error.to_string()) {
+            warn!(error = %error, "the classifier is left alone for a while; rules answer in its place");
+        }
         Err(error.to_string())
     }
 

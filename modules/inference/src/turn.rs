@@ -58,6 +58,11 @@ impl Turn {
         self.spoken[words].join(" ")
     }
 
+    /// These words as a turn of their own.
+    pub fn part(&self, words: Range<usize>) -> Self {
+        Self::from_spoken(self.spoken[words].to_vec())
+    }
+
     /// The turn with these words left out.
     pub fn without(&self, words: Range<usize>) -> Self {
         let mut spoken = self.spoken.clone();

@@ -37,6 +37,9 @@ pub struct EngineSettings {
     pub coalesce: bool,
     /// Recognitions that one worker writes in step when several wait. 1 to 8, default 4; 1 is for measuring what it is worth.
     pub together: usize,
+    /// With many channels an idle worker lets sound gather this long, in ms, and scores it together. 0 to 20, default 5; 0 is for
+    /// measuring what it is worth.
+    pub gather_ms: u32,
     /// The text so far is verified in one pass instead of being written again. Default true; false is for measuring.
     pub draft: bool,
 }
@@ -60,6 +63,7 @@ impl Default for EngineSettings {
             steal: true,
             coalesce: true,
             together: 4,
+            gather_ms: 5,
             draft: true,
         }
     }
@@ -82,6 +86,7 @@ impl EngineSettings {
         in_range("soft_cut_ms", self.soft_cut_ms.into(), 2000.0, self.hard_cut_ms.into())?;
         in_range("hard_cut_ms", self.hard_cut_ms.into(), 4000.0, 20_000.0)?;
         in_range("together", self.together as f64, 1.0, 8.0)?;
+        in_range("gather_ms", self.gather_ms.into(), 0.0, 20.0)?;
         in_range("slowest_partial_ms", self.slowest_partial_ms.into(), 250.0, 10_000.0)?;
         in_range("speculate_after_ms", self.speculate_after_ms.into(), 0.0, 1000.0)
     }

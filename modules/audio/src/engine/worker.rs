@@ -8,6 +8,7 @@ use super::{
     recognizer::{Hearing, Moonshine, Transcript},
     scheduler::{Board, Job, Level, Ticket},
     session::{Session, Tools, unscored},
+    settings::EngineSettings,
     vad::{self, Vad},
 };
 use crate::metrics as names;
@@ -29,6 +30,8 @@ use std::{
 
 /// How often a worker without work looks whether a caller has given up.
 const SWEEP: Duration = Duration::from_millis(200);
+/// From this many sessions on, an idle worker lets input gather before it looks at it.
+const CROWD: usize = 12;
 /// Sound consumed of one channel before the next has its turn, in samples.
 const TURN: u64 = 48_000;
 
@@ -104,6 +107,8 @@ pub(super) struct Worker {
     batch: VecDeque<u64>,
     /// How many recognitions may be written in step.
     together: usize,
+    /// How long an idle worker lets sound gather once it has many sessions.
+    gather: Duration,
     /// What is being recognized; the last interrupted those before it.
     running: Vec<Running>,
     swept: Instant,
@@ -120,7 +125,14 @@ struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(index: usize, floor: Arc<Floor>, inbox: Receiver<Message>, vad: Vad, recognizer: Moonshine, together: usize) -> Self {
+    pub(super) fn new(
+        index: usize,
+        floor: Arc<Floor>,
+        inbox: Receiver<Message>,
+        vad: Vad,
+        recognizer: Moonshine,
+        settings: &EngineSettings,
+    ) -> Self {
         Self {
             index,
             floor,
@@ -130,7 +142,8 @@ impl Worker {
             sessions: HashMap::new(),
             live: VecDeque::new(),
             batch: VecDeque::new(),
-            together,
+            together: settings.together,
+            gather: Duration::from_millis(settings.gather_ms.into()),
             running: vec![],
             swept: Instant::now(),
             stopping: false,
@@ -165,7 +178,12 @@ impl Worker {
         match self.inbox.recv_timeout(SWEEP) {
             Ok(message) => {
                 idle.store(false, Ordering::Release);
+                let is_sound = matches!(message, Message::Input(..));
                 self.receive(message);
+                if is_sound && self.sessions.len() >= CROWD && !self.gather.is_zero() {
+                    // Detecting in company costs half, and nobody has to wake a thread that is not waiting. Not awaited for that reason.
+                    std::thread::sleep(self.gather);
+                }
             }
             Err(RecvTimeoutError::Timeout) => idle.store(false, Ordering::Release),
             Err(RecvTimeoutError::Disconnected) => self.stopping = true,

@@ -17,13 +17,17 @@ const SENTENCES: usize = 6;
 /// Up to here the whole turn is the evidence.
 const SHORT: usize = 3;
 /// Spans tried at once when looking for evidence.
-const SPANS: usize = 8;
+const SPANS: usize = 6;
 /// A span longer than this is looked into.
 const LONG: usize = 6;
+/// Texts whose embeddings are kept, and again as many older ones: a speaker's last turns come back as what was said before the next one.
+/// 1.5 kB each.
+const RECENT: usize = 2048;
 
 pub struct Engine {
     embedder: Embedder,
     tasks: Arc<Vec<Reader>>,
+    recent: Recent,
 }
 
 /// What reads one task out of an embedding.
@@ -59,7 +63,7 @@ impl Reading {
 
 impl Engine {
     pub fn new(embedder: Embedder, tasks: Arc<Vec<Reader>>) -> Self {
-        Self { embedder, tasks }
+        Self { embedder, tasks, recent: Recent::default() }
     }
 
     /// Embeds the examples and fits one reader per task.
@@ -87,10 +91,6 @@ impl Engine {
         }
         Ok(tasks)
     }
-
-    fn reader(&self, task: Task) -> &Reader {
-        self.tasks.iter().find(|r| r.task == task).expect("every task has a reader")
-    }
 }
 
 impl ReadTurn for Engine {
@@ -100,78 +100,109 @@ impl ReadTurn for Engine {
 
     fn read(&mut self, question: &Question) -> Result<Vec<Reading>, String> {
         let Question { turn, role, before, tasks, evidence } = question;
+        let whole = Part::of(turn.clone(), *role);
+        let before: Vec<Part> = before.iter().map(|turn| Part::of(turn.clone(), *role)).collect();
         let mut seen = Seen::default();
-        let whole = Part::of(turn, *role, None);
-        let before: Vec<Part> = before.iter().map(|turn| Part::of(turn, *role, None)).collect();
-        seen.embed(&mut self.embedder, before.iter().chain([&whole]))?;
-        let topics: Vec<Vec<f32>> = tasks.iter().map(|task| self.reader(*task).topic(&before, &seen)).collect();
+        let said = || before.iter().chain([&whole]).flat_map(Part::texts);
+        self.recent.recall(said(), &mut seen);
+        seen.embed(&mut self.embedder, said())?;
+        self.recent.keep(said(), &seen);
         let mut readings = vec![];
-        for (task, topic) in tasks.iter().zip(&topics) {
-            readings.push(Reading { scores: self.reader(*task).in_context(&whole, &seen, topic), evidence: None });
-        }
-        let wanted: Vec<bool> = tasks.iter().zip(&readings).map(|(t, r)| *evidence && self.reader(*t).decides(r)).collect();
-        if !wanted.contains(&true) {
-            return Ok(readings);
-        }
-        if turn.len() <= SHORT {
-            for (reading, _) in readings.iter_mut().zip(&wanted).filter(|(_, wanted)| **wanted) {
-                reading.evidence = Some(0..turn.len());
+        for task in tasks {
+            let reader = self.tasks.iter().find(|r| r.task == *task).expect("every task has a reader");
+            let topic = reader.topic(&before, &seen);
+            let mut reading = Reading { scores: reader.in_context(&whole, &seen, &topic), evidence: None };
+            if *evidence && reader.decides(&reading) {
+                reading.evidence = match turn.len() <= SHORT {
+                    true => Some(0..turn.len()),
+                    false => Search { reader, topic, best: reading.best(), role: *role }.evidence(turn, &mut self.embedder, &mut seen)?,
+                };
             }
-            return Ok(readings);
-        }
-        // All tasks share the first round: the same words are left out for each, and embedded once.
-        let mut spans = spans(turn);
-        for (task, wanted) in tasks.iter().zip(&wanted) {
-            let reader = self.reader(*task);
-            if *wanted {
-                spans.extend(reader.rules.hits(turn).into_iter().map(|h| h.words).take(SPANS / 2));
-            }
-        }
-        spans.sort_by_key(|s| (s.start, s.end));
-        spans.dedup();
-        let left: Vec<Part> = spans.iter().map(|s| Part::of(turn, *role, Some(s.clone()))).collect();
-        seen.embed(&mut self.embedder, &left)?;
-        for (((task, topic), reading), _) in tasks.iter().zip(&topics).zip(&mut readings).zip(&wanted).filter(|(_, wanted)| **wanted) {
-            let best = reading.best();
-            let full = reading.scores[best];
-            let drops = |reader: &Reader, seen: &Seen, left: &[Part]| -> Vec<f32> {
-                left.iter().map(|part| full - reader.in_context(part, seen, topic)[best]).collect()
-            };
-            let Some((span, drop)) = strongest(&spans, &drops(self.reader(*task), &seen, &left)) else { continue };
-            reading.evidence = Some(span.clone());
-            if span.len() <= LONG {
-                continue;
-            }
-            let inner = windows(span, span.len().div_ceil(3));
-            let inner_left: Vec<Part> = inner.iter().map(|s| Part::of(turn, *role, Some(s.clone()))).collect();
-            seen.embed(&mut self.embedder, &inner_left)?;
-            if let Some((narrow, inner_drop)) = strongest(&inner, &drops(self.reader(*task), &seen, &inner_left))
-                && inner_drop >= drop / 2.0
-            {
-                reading.evidence = Some(narrow.clone());
-            }
+            readings.push(reading);
         }
         Ok(readings)
     }
 }
 
+/// Looks for the words that carried a label: first the sentence that says it most by itself, then what that sentence cannot do without.
+/// Embedding is what costs, so little is embedded that scoring has not embedded already, and what is, is short.
+struct Search<'a> {
+    reader: &'a Reader,
+    topic: Vec<f32>,
+    best: usize,
+    role: Role,
+}
+
+impl Search<'_> {
+    /// The words without which the label is less likely; `None` when none are found.
+    fn evidence(&self, turn: &Turn, embedder: &mut Embedder, seen: &mut Seen) -> Result<Option<Range<usize>>, String> {
+        let sentence = match turn.sentences() {
+            [] => return Ok(None),
+            [_] => return self.within(turn, embedder, seen),
+            several => {
+                let alone: Vec<Part> = several.iter().map(|s| Part::of(turn.part(s.clone()), self.role)).collect();
+                seen.embed(embedder, alone.iter().flat_map(Part::texts))?;
+                let says = alone.iter().map(|part| self.score(part, seen));
+                let most = says.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(index, _)| index);
+                several[most].clone()
+            }
+        };
+        let narrow = match sentence.len() <= LONG {
+            true => None,
+            false => self.within(&turn.part(sentence.clone()), embedder, seen)?,
+        };
+        let place = |span: Range<usize>| sentence.start + span.start..sentence.start + span.end;
+        // What the sentence cannot do without, the turn may: another sentence says it too.
+        for span in narrow.map(place).into_iter().chain([sentence.clone()]) {
+            if self.strongest(turn, vec![span.clone()], embedder, seen)?.is_some() {
+                return Ok(Some(span));
+            }
+        }
+        Ok(None)
+    }
+
+    /// In one sentence.
+    fn within(&self, turn: &Turn, embedder: &mut Embedder, seen: &mut Seen) -> Result<Option<Range<usize>>, String> {
+        let mut spans = windows(&(0..turn.len()), turn.len().div_ceil(4).max(2));
+        spans.extend(self.reader.rules.hits(turn).into_iter().map(|h| h.words).take(SPANS / 2));
+        let Some((span, drop)) = self.strongest(turn, spans, embedder, seen)? else { return Ok(None) };
+        if span.len() > LONG {
+            let inner = windows(&span, span.len().div_ceil(3));
+            if let Some((narrow, inner_drop)) = self.strongest(turn, inner, embedder, seen)?
+                && inner_drop >= drop / 2.0
+            {
+                return Ok(Some(narrow));
+            }
+        }
+        Ok(Some(span))
+    }
+
+    /// The span without which the label loses most, and how much; `None` when none costs it anything.
+    fn strongest(
+        &self,
+        turn: &Turn,
+        mut spans: Vec<Range<usize>>,
+        embedder: &mut Embedder,
+        seen: &mut Seen,
+    ) -> Result<Option<(Range<usize>, f32)>, String> {
+        spans.sort_by_key(|s| (s.start, s.end));
+        spans.dedup();
+        let full = Part::of(turn.clone(), self.role);
+        let left: Vec<Part> = spans.iter().map(|s| Part::of(turn.without(s.clone()), self.role)).collect();
+        seen.embed(embedder, left.iter().chain([&full]).flat_map(Part::texts))?;
+        let full = self.score(&full, seen);
+        let drops = left.iter().map(|part| full - self.score(part, seen));
+        let best = spans.into_iter().zip(drops).max_by(|a, b| a.1.total_cmp(&b.1));
+        Ok(best.filter(|(_, drop)| *drop > 0.0))
+    }
+
+    fn score(&self, part: &Part, seen: &Seen) -> f32 {
+        self.reader.in_context(part, seen, &self.topic)[self.best]
+    }
+}
+
 fn patterns(rules: &Rules, turn: &Turn) -> Vec<f32> {
     rules.weights(&rules.hits(turn)).into_iter().map(|w| PATTERN * w.min(LOUDEST)).collect()
-}
-
-/// The span whose loss costs most, if it costs anything.
-fn strongest<'a>(spans: &'a [Range<usize>], drops: &[f32]) -> Option<(&'a Range<usize>, f32)> {
-    let best = spans.iter().zip(drops.iter().copied()).max_by(|a, b| a.1.total_cmp(&b.1))?;
-    (best.1 > 0.0).then_some(best)
-}
-
-/// Sentences where there are several, else windows.
-fn spans(turn: &Turn) -> Vec<Range<usize>> {
-    if (2..=SPANS).contains(&turn.sentences().len()) {
-        return turn.sentences().to_vec();
-    }
-    let size = (turn.len().div_ceil(4)).max(2);
-    windows(&(0..turn.len()), size)
 }
 
 /// Half-overlapping windows that cover `over`; at most [`SPANS`].
@@ -183,7 +214,7 @@ fn windows(over: &Range<usize>, size: usize) -> Vec<Range<usize>> {
     windows
 }
 
-/// A turn with or without a span, as the texts that have to be embedded for it.
+/// A turn, as the texts that have to be embedded for it.
 struct Part {
     turn: Turn,
     role: Role,
@@ -192,21 +223,20 @@ struct Part {
 }
 
 impl Part {
-    fn of(turn: &Turn, role: Role, without: Option<Range<usize>>) -> Self {
-        let turn = match without {
-            Some(span) => turn.without(span),
-            None => turn.clone(),
-        };
+    fn of(turn: Turn, role: Role) -> Self {
         let mut texts = vec![(turn.text(0..turn.len()), turn.clone())];
         if turn.sentences().len() > 1 {
             let per_stretch = turn.sentences().len().div_ceil(SENTENCES);
             for sentences in turn.sentences().chunks(per_stretch) {
-                let text = turn.text(sentences[0].start..sentences[sentences.len() - 1].end);
-                let part = Turn::from_text(&text);
-                texts.push((text, part));
+                let part = turn.part(sentences[0].start..sentences[sentences.len() - 1].end);
+                texts.push((part.text(0..part.len()), part));
             }
         }
         Self { turn, role, texts }
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(|(text, _)| text.as_str())
     }
 }
 
@@ -215,9 +245,8 @@ impl Part {
 struct Seen(HashMap<String, Array1<f32>>);
 
 impl Seen {
-    fn embed<'a>(&mut self, embedder: &mut Embedder, parts: impl IntoIterator<Item = &'a Part>) -> Result<(), String> {
-        let mut missing: Vec<String> = parts.into_iter().flat_map(|p| &p.texts).map(|(text, _)| text.clone()).collect();
-        missing.retain(|text| !self.0.contains_key(text));
+    fn embed<'a>(&mut self, embedder: &mut Embedder, texts: impl Iterator<Item = &'a str>) -> Result<(), String> {
+        let mut missing: Vec<String> = texts.filter(|text| !self.0.contains_key(*text)).map(str::to_owned).collect();
         missing.sort();
         missing.dedup();
         let rows = embedder.embed(&missing)?;
@@ -225,6 +254,34 @@ impl Seen {
             self.0.insert(text, row.to_owned());
         }
         Ok(())
+    }
+}
+
+/// Embeddings of what was said lately, in two generations: a full young one takes the place of the old.
+#[derive(Default)]
+struct Recent {
+    young: HashMap<String, Array1<f32>>,
+    old: HashMap<String, Array1<f32>>,
+}
+
+impl Recent {
+    fn recall<'a>(&self, texts: impl Iterator<Item = &'a str>, seen: &mut Seen) {
+        for text in texts {
+            if let Some(row) = self.young.get(text).or_else(|| self.old.get(text)) {
+                seen.0.insert(text.to_owned(), row.clone());
+            }
+        }
+    }
+
+    fn keep<'a>(&mut self, texts: impl Iterator<Item = &'a str>, seen: &Seen) {
+        for text in texts {
+            if self.young.len() >= RECENT {
+                self.old = std::mem::take(&mut self.young);
+            }
+            if let (Some(row), false) = (seen.0.get(text), self.young.contains_key(text)) {
+                self.young.insert(text.to_owned(), row.clone());
+            }
+        }
     }
 }
 
