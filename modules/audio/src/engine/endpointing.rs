@@ -22,6 +22,11 @@ const LOOK_BACK: u64 = 16 * 2000;
 /// Below this score a cut for length goes between words rather than through one.
 const BETWEEN_WORDS: f32 = 0.4;
 
+/// A guess is ready about this much later, and this much per second of speech: about what a busy core takes. What is begun earlier than
+/// the end needs is more often begun in vain.
+const READY: u64 = 16 * 90;
+const READY_PER_SECOND: u64 = 16 * 15;
+
 /// Lengths in samples at 16 kHz.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -30,7 +35,7 @@ pub struct Rules {
     pub min_speech: u64,
     /// `None`: only length ends an utterance.
     pub silence: Option<u64>,
-    /// A pause of this length is probably the end.
+    /// A pause of this length may be the end; a guess is begun then, or later if it will be ready in time.
     pub speculate: Option<u64>,
     pub pre_roll: u64,
     pub soft_cut: u64,
@@ -40,6 +45,18 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// The pause after which a guess at so much speech is begun: when it will just be ready in time, or when a pause is worth a cut anyway.
+    fn guess_after(&self, spoken: u64) -> Option<u64> {
+        let in_time = self.silence.map_or(0, |silence| silence.saturating_sub(READY + spoken * READY_PER_SECOND / 16_000));
+        let cuts = self.cutting_pause(spoken).unwrap_or(u64::MAX);
+        self.speculate.map(|earliest| earliest.max(in_time.min(cuts)))
+    }
+
+    /// The pause that cuts so much speech when it goes on afterwards.
+    fn cutting_pause(&self, spoken: u64) -> Option<u64> {
+        self.pauses.iter().find(|(length, _)| spoken >= *length).map(|(_, pause)| *pause)
+    }
+
     pub fn silence_of(endpointing: Endpointing) -> Option<u64> {
         match endpointing {
             Endpointing::Off => None,
@@ -212,15 +229,15 @@ impl Endpointer {
             let guess = open.paused.take();
             let between = guess.unwrap_or(open.voiced_to + pause / 2);
             open.voiced_to = self.now;
-            let enough = self.rules.pauses.iter().find(|(length, _)| spoken >= *length).map(|(_, pause)| *pause);
-            if in_pause && enough.is_some_and(|enough| pause >= enough) {
+            if in_pause && self.rules.cutting_pause(spoken).is_some_and(|enough| pause >= enough) {
                 self.cut(between, decisions);
             } else if guess.is_some() {
                 decisions.push(Decision::Resumed);
             }
         } else {
             let pause = self.now - open.voiced_to;
-            if open.paused.is_none() && self.rules.speculate.is_some_and(|after| pause >= after) {
+            let spoken = open.voiced_to - open.first_voiced;
+            if open.paused.is_none() && self.rules.guess_after(spoken).is_some_and(|after| pause >= after) {
                 open.paused = Some(self.now);
                 decisions.push(Decision::Paused { to: self.now });
             }
@@ -423,15 +440,28 @@ mod tests {
     #[test]
     fn a_pause_is_guessed_to_be_the_end_and_the_guess_is_taken_back() {
         let mut endpointer = Endpointer::new(rules());
-        let seen = decisions(&mut endpointer, "###.#");
-        assert_eq!(seen[1..], [Decision::Paused { to: 4 * 1536 }, Decision::Resumed]);
+        let seen = decisions(&mut endpointer, "###...#");
+        assert_eq!(seen[1..], [Decision::Paused { to: 3 * 1536 + 7 * 512 }, Decision::Resumed]);
+    }
+
+    #[test]
+    fn the_more_was_said_the_earlier_the_guess_so_that_it_is_ready_in_time() {
+        let guessed = |rules: Rules, speech: usize| {
+            let seen = decisions(&mut Endpointer::new(rules), &format!("{}......", "#".repeat(speech)));
+            let paused = seen.iter().find_map(|d| if let Decision::Paused { to } = d { Some(*to) } else { None });
+            paused.expect("a pause is guessed to be the end") - speech as u64 * 1536
+        };
+        assert!(guessed(rules(), 50) < guessed(rules(), 5));
+        let patient = || Rules { silence: Some(16 * 500), ..rules() };
+        assert!(guessed(patient(), 5) > guessed(rules(), 5), "who waits longer for silence has more time");
+        assert_eq!(guessed(Rules { silence: None, ..rules() }, 5), 1536, "without an end to be in time for, at once");
     }
 
     #[test]
     fn in_long_speech_a_short_pause_cuts_where_the_guess_ended() {
         let mut endpointer = Endpointer::new(rules());
         let seen = decisions(&mut endpointer, &format!("{}..##", "#".repeat(64)));
-        let to = 65 * 1536;
+        let to = 64 * 1536 + 4 * 512; // where the pause is long enough for a cut
         assert!(matches!(&seen[1], Decision::Paused { to: t } if *t == to));
         assert!(matches!(&seen[2], Decision::Speech(s) if s.to == to && !s.speech_final), "{seen:?}");
         assert!(matches!(&seen[3], Decision::Started { from, .. } if *from == to));

@@ -29,7 +29,8 @@ pub struct EngineSettings {
     pub hard_cut_ms: u32,
     /// Longest time between two partials of a speaking channel under full load, in ms. Default 800: with its decoding still within a second.
     pub slowest_partial_ms: u32,
-    /// A pause this long, in ms, starts recognition on the guess that the utterance is over. 0 waits for certainty. Default 80.
+    /// A pause this long, in ms, may start recognition on the guess that the utterance is over; it starts later when the text will still be
+    /// there in time. 0 waits for certainty. Default 80.
     pub speculate_after_ms: u32,
     /// An idle worker recognizes for a busy one. Default true.
     pub steal: bool,
