@@ -77,7 +77,7 @@ fn for_people(topology: &Value) -> String {
             let answers = target["down"].as_str().map_or("yes", |_| "no").to_owned();
             let measured = |name: &str| if recent["calls"] == 0 { "-".into() } else { figure(&recent[name], 1) };
             let slots = format!("{}/{}", target["calls"], target["slots"]);
-            let up = if local { age(&process["uptime_s"]) } else { run(&target["run"]) };
+            let up = if local { age(&process["uptime_s"]) } else { since(&target["run"]) };
             let named = [text(&route["module"]), text(&target["name"]), answers, version, up, text(&target["breaker"]), slots];
             let counted = [target["streams"].to_string(), recent["calls"].to_string(), recent["failed"].to_string()];
             targets.row(named.into_iter().chain(counted).chain([measured("p50_ms"), measured("p99_ms")]));
@@ -127,7 +127,7 @@ fn mib(bytes: &Value) -> String {
 }
 
 /// How long a run has been going on, and whether it is not the first that was met.
-fn run(run: &Value) -> String {
+fn since(run: &Value) -> String {
     match run["restarts"].as_u64() {
         Some(restarts @ 1..) => format!("{}, restarted {restarts}x", age(&run["up_s"])),
         _ => age(&run["up_s"]),
