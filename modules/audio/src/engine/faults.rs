@@ -13,7 +13,7 @@ pub(super) enum Place {
 
 #[cfg(not(test))]
 #[derive(Default)]
-pub(super) struct Faults;
+pub(super) struct Faults(());
 
 #[cfg(not(test))]
 impl Faults {
