@@ -18,6 +18,7 @@ use contracts::{Audio, Conversations, Inference, route::Mode};
 use fabric::{Network, route::Dials};
 use platform::{
     bus::{Bus, Memory},
+    memory::{grown_since, resident_bytes},
     onnx::Runtime,
     supervision::{OnEnd, Supervisor},
     telemetry::Metrics,
@@ -44,6 +45,7 @@ pub struct Addresses {
 
 /// Runs this process until `stop`, or until a task it cannot do without has ended. `announce` is called once everything listens.
 pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, announce: impl FnOnce(&Addresses)) -> anyhow::Result<()> {
+    fabric::Run::current(); // begins here
     describe_metrics();
     let status = Status::new(env!("CARGO_PKG_VERSION"), config.audio.ingest.recordings);
     let mut tasks = Supervisor::default();
@@ -53,11 +55,21 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
 
     // The record first: a second start on the same folder must fail before it has loaded models.
     let bus: Arc<dyn Bus> = Arc::new(Memory::default());
+    let before = resident_bytes();
     let record = match config.roles.contains(&Role::Api) {
         true => Some(Record::open(&config.data, bus.clone(), &config.api).await.context("opening the record")?),
         false => None,
     };
-    let models = Models::load(&config).await?;
+    if let (Some(_), Some(grown)) = (&record, grown_since(before)) {
+        status.grew("api", grown);
+        status.counts("api", "SQLite, by its own count", Arc::new(Record::memory_bytes));
+    }
+    let models = Models::load(&config, &status).await?;
+    if let Some(engine) = models.engine.clone() {
+        tasks.spawn("audio", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+            tokio::select! { cause = engine.lost() => anyhow::bail!(cause), () = stop.cancelled() => Ok(()) }
+        });
+    }
     let network = network(&config, &mut tasks)?;
     let mut front = None;
     match record {
@@ -78,7 +90,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
             };
             let server = network.serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
             let bound = server.address().to_owned();
-            tasks.spawn("grpc", OnEnd::ExitProcess, STOP_LIMIT, |stop| server.run(stop));
+            tasks.spawn("grpc", OnEnd::ExitProcess, fabric::Drain::default().limit() + STOP_LIMIT, |stop| server.run(stop));
             Some(bound)
         }
         None => None,
@@ -117,14 +129,16 @@ struct Models {
 }
 
 impl Models {
-    /// Loads recognizer, detector and embeddings at the same time.
-    async fn load(config: &Config) -> anyhow::Result<Self> {
+    /// Loads recognizer and detector; then the classifier, behind everything else. One after the other, so that it can be told which of
+    /// them the memory is for.
+    async fn load(config: &Config, status: &Status) -> anyhow::Result<Self> {
         let here = |role: Role, place: &Place| config.roles.contains(&role) && place.mode != Mode::Remote;
         let (hears, understands) = (here(Role::Audio, &config.modules.audio), here(Role::Inference, &config.modules.inference));
         let (models, audio, inference) = (config.models.clone(), config.audio.clone(), config.inference.clone());
-        let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Self> {
+        let told = status.clone();
+        let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<(Self, Option<u64>)> {
             if !hears && !understands {
-                return Ok(Self { engine: None, inference: None });
+                return Ok((Self { engine: None, inference: None }, None));
             }
             // Without the runtime there is no hearing, but there are rules for meaning.
             let runtime = match Runtime::load(&models) {
@@ -135,20 +149,33 @@ impl Models {
                     None
                 }
             };
-            std::thread::scope(|scope| {
-                let classifier =
-                    scope.spawn(|| understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose());
-                let engine = match &runtime {
-                    Some(runtime) if hears => {
-                        Some(Arc::new(Engine::start(runtime, &models, &audio.engine).context("starting the audio engine")?))
+            let before = resident_bytes();
+            let engine = match &runtime {
+                Some(runtime) if hears => {
+                    let engine = Engine::start(runtime, &models, &audio.engine).context("starting the audio engine")?;
+                    if let Some(grown) = grown_since(before) {
+                        told.grew("audio", grown);
                     }
-                    _ => None,
-                };
-                let classifier = classifier.join().map_err(|_| anyhow::anyhow!("loading the classifier panicked"))?;
-                Ok(Self { engine, inference: classifier.context("starting inference")?.map(Arc::new) })
-            })
+                    Some(Arc::new(engine))
+                }
+                _ => None,
+            };
+            let before = resident_bytes();
+            let inference = understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose();
+            Ok((Self { engine, inference: inference.context("starting inference")?.map(Arc::new) }, before))
         });
-        loading.await.context("loading the models panicked")?
+        let (loaded, before) = loading.await.context("loading the models panicked")??;
+        if let Some(inference) = loaded.inference.clone() {
+            let status = status.clone();
+            // Ends when the classifier is there, or known to be missing.
+            tokio::spawn(async move {
+                let _ = inference.ready().await;
+                if let Some(grown) = grown_since(before) {
+                    status.grew("inference", grown);
+                }
+            });
+        }
+        Ok(loaded)
     }
 
     async fn stop(self) {
@@ -214,6 +241,7 @@ impl Front {
             settings: config.audio.ingest.clone(),
             data: config.data.clone(),
         });
+        status.counts("audio", "audio kept until it is committed", ingest.kept_bytes());
         let api = Api::new(ApiDeps {
             record: record.clone(),
             inference: inference.clone(),
@@ -309,6 +337,7 @@ fn network(config: &Config, tasks: &mut Supervisor) -> anyhow::Result<Network> {
         roles: roles.iter().map(ToString::to_string).collect(),
         cluster: config.grpc.cluster.clone(),
         models: platform::onnx::hashes(&config.models),
+        run: Some(fabric::Run::current()),
         ..Default::default()
     };
     Ok(Network::new(own, tls))

@@ -64,6 +64,7 @@ fn introduced(endpoint: String, peer: &fabric::Introduction) -> admin::Peer {
         cluster: peer.cluster.clone(),
         roles: peer.roles.clone(),
         models: peer.models.clone(),
+        up_s: peer.run.map(|run| run.up().as_secs()),
     }
 }
 

@@ -164,6 +164,6 @@ async fn listen(spec: StreamSpec, mut inbox: mpsc::UnboundedReceiver<Input>, eve
 pub async fn serve(models: &Path, socket: &str, stop: tokio_util::sync::CancellationToken) {
     let services = fabric::Services { audio: Some(Arc::new(First::start(models, 2))), inference: None, conversations: None };
     let server = fabric::serve(socket, services).await.expect("a Unix socket in a scratch folder");
-    let ended = server.grace(Duration::from_secs(1)).run(stop).await;
+    let ended = server.drain(fabric::Drain::within(Duration::from_secs(1))).run(stop).await;
     ended.expect("the server stops when told");
 }

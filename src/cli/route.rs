@@ -34,6 +34,12 @@ pub struct Options {
     /// Check and say what would change.
     #[arg(long)]
     dry_run: bool,
+    /// Who turns it, told with the change. Default: who is logged in here.
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Why, told with the change.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     /// Admin address of the process.
     #[arg(long, default_value = "http://127.0.0.1:9090", env = "QUICKCOMM_ADMIN_URL")]
     admin: String,
@@ -60,7 +66,15 @@ impl Options {
             dry_run: self.dry_run,
             ..Turn::default()
         };
-        Ok((turn != Turn::default()).then_some(turn))
+        if turn == Turn::default() {
+            anyhow::ensure!(self.by.is_none() && self.reason.is_none(), "nothing to turn: --by and --reason go with a change");
+            return Ok(None);
+        }
+        let user = || std::env::var("USER").ok().filter(|name| !name.trim().is_empty());
+        let by = self.by.clone().or_else(user).unwrap_or_else(|| "cli".into());
+        let turn = Turn { by: Some(by), reason: self.reason.clone(), ..turn };
+        turn.can_be_told()?;
+        Ok(Some(turn))
     }
 }
 
@@ -128,8 +142,9 @@ fn show(report: &Report, module: Option<&str>) {
     }
     for change in report.changes.iter().filter(|change| chosen(&change.module)).take(10) {
         let at = change.at.format("%H:%M:%S");
+        let who = change.who.as_ref().map(|who| format!(" {who}")).unwrap_or_default();
         let reason = change.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        println!("{at} {:<10} {} -> {} by {}{reason}", change.module, change.from, change.to, change.by.name());
+        println!("{at} {:<10} {} -> {} by {}{who}{reason}", change.module, change.from, change.to, change.by.name());
     }
 }
 

@@ -4,9 +4,16 @@ use crate::config::{Config, Role};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
-use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    fs::File,
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -34,6 +41,9 @@ pub struct Options {
     /// Say where it listens as one line of JSON.
     #[arg(long)]
     json: bool,
+    /// Stop when no other process holds a lock on this file any more: `split` ties its processes to itself by one, however it ends.
+    #[arg(long, value_name = "FILE")]
+    while_locked: Option<PathBuf>,
 }
 
 impl Options {
@@ -74,6 +84,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     platform::trace::start(&config.otlp, &config.roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect::<Vec<_>>().join(","))
         .context("otlp.endpoint")?;
     let stop = CancellationToken::new();
+    if let Some(file) = &options.while_locked {
+        stop_when_unlocked(file, stop.clone())?;
+    }
     let told = stop.clone();
     let json = options.json;
     let announce = move |addresses: &crate::Addresses| say_where(addresses, json);
@@ -91,6 +104,20 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let ended = crate::run(config, metrics, stop, announce).await;
     let _ = tokio::task::spawn_blocking(platform::trace::stop).await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// The kernel gives a dead process's locks away, so nobody has to say goodbye.
+fn stop_when_unlocked(path: &Path, stop: CancellationToken) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("--while-locked {}", path.display()))?;
+    // A thread of its own: it waits as long as the process lives, and a runtime would wait for it in turn.
+    std::thread::Builder::new().name("api-parent".into()).spawn(move || {
+        match file.lock_shared() {
+            Ok(()) => info!("whoever held the lock is gone; this process stops"),
+            Err(error) => error!(%error, "the lock cannot be watched; this process stops"),
+        }
+        stop.cancel();
+    })?;
+    Ok(())
 }
 
 fn say_where(addresses: &crate::Addresses, json: bool) {

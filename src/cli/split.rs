@@ -1,7 +1,8 @@
 //! `quickcomm split`: three processes of this binary on this machine, one per role, over Unix sockets in the data folder.
 //!
 //! Invariants: all of them stop before this command ends, the one that callers talk to first; one that ends by itself is shown and not
-//! started again, and then the command fails in the end.
+//! started again, and then the command fails in the end. When this command is killed they stop too, in the same order: each watches a
+//! lock that the kernel gives away when its holders are gone.
 
 use crate::config::Config;
 use anyhow::{Context, bail};
@@ -10,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::{
     fmt,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{BufRead, BufReader, IsTerminal},
     net::SocketAddr,
     os::unix::process::CommandExt,
@@ -89,6 +90,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     if socket("inference").as_os_str().len() > SOCKET_PATH_BYTES {
         bail!("{} is too long for a Unix socket: give a shorter --data", folder.display());
     }
+    // The api process stops when this one is gone; the others when that one is gone too, because it holds its lock together with us.
+    let (ours, shared) = (hold(&folder, "split.lock")?, hold(&folder, "api.lock")?);
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let view = View::new(options.json);
 
@@ -96,6 +99,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     for role in ["audio", "inference", "api"] {
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
         command.arg("serve").args(["--json", "--roles", role]).arg("--data").arg(&data);
+        command.arg("--while-locked").arg(if role == "api" { &ours.path } else { &shared.path });
         if let Some(file) = &options.config {
             command.arg("--config").arg(file);
         }
@@ -111,7 +115,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         } else {
             command.args(["--admin", "127.0.0.1:0", "--grpc", &format!("unix:{}", socket(role).display())]);
         }
-        processes.push(start(role, command, &folder)?);
+        // What stdin is, the child keeps open, and with it the lock; it reads nothing from there.
+        let stdin = if role == "api" { shared.file.try_clone().context("sharing a lock")?.into() } else { Stdio::null() };
+        processes.push(start(role, command.stdin(stdin), &folder)?);
     }
     let outcome = tokio::select! {
         outcome = watch(&mut processes, &view) => outcome,
@@ -130,11 +136,29 @@ async fn told(interrupt: &mut Signal, terminate: &mut Signal) {
     tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
 }
 
-fn start(role: &'static str, mut command: Command, folder: &Path) -> anyhow::Result<Process> {
+/// A file and the lock on it, which ends with the last process that has it open.
+struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+fn hold(folder: &Path, name: &str) -> anyhow::Result<Lock> {
+    let path = folder.join(name);
+    let file = File::create(&path).with_context(|| format!("writing {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock { path, file }),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another `quickcomm split` runs in {}, or its processes are still stopping", folder.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+fn start(role: &'static str, command: &mut Command, folder: &Path) -> anyhow::Result<Process> {
     let log = folder.join(format!("{role}.log"));
     let said = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
     // A group of its own: ctrl-c in the terminal reaches us alone, and we stop them in order.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(said).process_group(0);
+    command.stdout(Stdio::piped()).stderr(said).process_group(0);
     let child = command.spawn().with_context(|| format!("starting the {role} process"))?;
     let pid = child.id();
     Ok(Process { role, child, pid, addresses: Value::Null, log, state: State::Starting })

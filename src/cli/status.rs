@@ -37,8 +37,9 @@ fn for_people(topology: &Value) -> String {
     let process = &topology["process"];
     let mut lines =
         format!("quickcomm {}, up {} s, {} live", text(&process["version"]), process["uptime_s"], process["live_conversations"]);
-    let memory =
-        process["memory_bytes"].as_f64().map_or("unknown".into(), |bytes| format!("{:.0} MiB for all modules", bytes / 1_048_576.0));
+    let memory = process["memory_bytes"]
+        .as_f64()
+        .map_or("unknown".into(), |_| format!("{}, {} of it no module's", mib(&process["memory_bytes"]), mib(&process["shared_bytes"])));
     let _ = writeln!(
         lines,
         "\ncpu {} of {} cores (machine {}), memory {memory}; figures of the last {} s\n",
@@ -50,17 +51,24 @@ fn for_people(topology: &Value) -> String {
     lines += topology["bottleneck"]["sentence"].as_str().unwrap_or_default();
     lines += "\n\n";
 
-    let mut modules = Table::new(["module", "runs", "state", "cpu", "wait p99", "refused", "detail"]);
+    let mut modules = Table::new(["module", "runs", "state", "cpu", "loaded", "holds", "wait p99", "refused", "detail"]);
     for module in all(&topology["modules"]) {
         let wait = figure(&module["queue_wait"]["p99_ms"], 1);
         let detail = text(&module["detail"]);
-        let cells = [text(&module["name"]), text(&module["mode"]), text(&module["state"]), figure(&module["cpu"], 2), wait];
+        let memory = &module["memory"];
+        let (loaded, holds) = (mib(&memory["loaded_bytes"]), mib(&memory["held_bytes"]));
+        let cells = [text(&module["name"]), text(&module["mode"]), text(&module["state"]), figure(&module["cpu"], 2), loaded, holds, wait];
         modules.row(cells.into_iter().chain([module["refused"].to_string(), detail]));
     }
     lines += &modules.print();
+    let held = all(&topology["modules"]).filter_map(|m| Some(format!("{}: {}", m["name"].as_str()?, m["memory"]["held"].as_str()?)));
+    let held: Vec<String> = held.collect();
+    if !held.is_empty() {
+        let _ = writeln!(lines, "loaded: measured, by how much the process grew; holds: counted now ({})\n", held.join(", "));
+    }
 
     let mut targets =
-        Table::new(["module", "target", "answers", "version", "breaker", "slots", "streams", "calls", "failed", "p50 ms", "p99 ms"]);
+        Table::new(["module", "target", "answers", "version", "up", "breaker", "slots", "streams", "calls", "failed", "p50 ms", "p99 ms"]);
     for route in all(&topology["routes"]) {
         for target in all(&route["targets"]) {
             let recent = &target["recent"];
@@ -69,7 +77,8 @@ fn for_people(topology: &Value) -> String {
             let answers = target["down"].as_str().map_or("yes", |_| "no").to_owned();
             let measured = |name: &str| if recent["calls"] == 0 { "-".into() } else { figure(&recent[name], 1) };
             let slots = format!("{}/{}", target["calls"], target["slots"]);
-            let named = [text(&route["module"]), text(&target["name"]), answers, version, text(&target["breaker"]), slots];
+            let up = if local { age(&process["uptime_s"]) } else { since(&target["run"]) };
+            let named = [text(&route["module"]), text(&target["name"]), answers, version, up, text(&target["breaker"]), slots];
             let counted = [target["streams"].to_string(), recent["calls"].to_string(), recent["failed"].to_string()];
             targets.row(named.into_iter().chain(counted).chain([measured("p50_ms"), measured("p99_ms")]));
         }
@@ -92,7 +101,8 @@ fn for_people(topology: &Value) -> String {
     let mut tell = Table::new(["changed", "module", "version", "by", "from", "to", "why"]);
     for change in all(&topology["changes"]).take(CHANGES) {
         let at: String = text(&change["at"]).chars().skip(11).take(8).collect();
-        let cells = [at, text(&change["module"]), change["version"].to_string(), text(&change["by"]), text(&change["from"])];
+        let by = [&change["by"], &change["who"]].iter().filter_map(|by| by.as_str()).collect::<Vec<_>>().join(" ");
+        let cells = [at, text(&change["module"]), change["version"].to_string(), by, text(&change["from"])];
         tell.row(cells.into_iter().chain([text(&change["to"]), text(&change["reason"])]));
     }
     lines += &tell.print();
@@ -105,6 +115,34 @@ fn all(list: &Value) -> impl Iterator<Item = &Value> {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
+}
+
+/// Small amounts with a decimal.
+fn mib(bytes: &Value) -> String {
+    match bytes.as_f64().map(|bytes| bytes / 1_048_576.0) {
+        None => "-".into(),
+        Some(mib @ ..10.0) => format!("{mib:.1} MiB"),
+        Some(mib) => format!("{mib:.0} MiB"),
+    }
+}
+
+/// How long a run has been going on, and whether it is not the first that was met.
+fn since(run: &Value) -> String {
+    match run["restarts"].as_u64() {
+        Some(restarts @ 1..) => format!("{}, restarted {restarts}x", age(&run["up_s"])),
+        _ => age(&run["up_s"]),
+    }
+}
+
+/// Seconds in the largest unit of which there are two.
+fn age(seconds: &Value) -> String {
+    match seconds.as_u64() {
+        None => "-".into(),
+        Some(s @ ..120) => format!("{s} s"),
+        Some(s @ ..7200) => format!("{} min", s / 60),
+        Some(s @ ..172_800) => format!("{} h", s / 3600),
+        Some(s) => format!("{} d", s / 86_400),
+    }
 }
 
 /// What was not measured is a dash.
@@ -147,27 +185,32 @@ mod tests {
 
     #[test]
     fn the_picture_is_aligned_and_says_what_is_not_known() {
-        let target = |name: &str, down: Value| {
-            json!({ "name": name, "down": down, "breaker": "closed", "calls": 1, "slots": 256, "streams": 0,
+        let target = |name: &str, down: Value, run: Value| {
+            json!({ "name": name, "down": down, "run": run, "breaker": "closed", "calls": 1, "slots": 256, "streams": 0,
                 "recent": { "calls": 0, "failed": 0, "p50_ms": 0.0, "p99_ms": 0.0 } })
         };
         let said = for_people(&json!({
             "process": { "version": "0.1.0", "uptime_s": 7, "live_conversations": 2, "cores": 2, "cpu": null, "machine_cpu": 1.5,
-                "memory_bytes": 1_048_576, "window_s": 5.0 },
+                "memory_bytes": 314_572_800, "shared_bytes": 42_991_616, "window_s": 5.0 },
             "bottleneck": { "sentence": "Nothing can be said yet." },
-            "modules": [{ "name": "audio", "mode": "local", "state": "ready", "detail": "serving", "cpu": 0.25, "queue_wait": null, "refused": 3 }],
-            "routes": [{ "module": "audio", "targets": [target("local", Value::Null), target("unix:/x", json!("nobody there"))] }],
+            "modules": [{ "name": "audio", "mode": "local", "state": "ready", "detail": "serving", "cpu": 0.25, "queue_wait": null, "refused": 3,
+                "memory": { "loaded_bytes": 268_435_456, "held_bytes": 943_718, "held": "audio kept" } }],
+            "routes": [{ "module": "audio", "targets": [
+                target("local", Value::Null, Value::Null),
+                target("unix:/x", json!("nobody there"), json!({ "id": "1f", "up_s": 130, "restarts": 2 })),
+            ] }],
             "hops": [{ "name": "decode", "module": "audio", "limit_ms": 150.0, "p50_ms": null, "p99_ms": null, "count": 0, "violations": 0 }],
             "changes": [],
         }));
         for line in [
-            "cpu - of 2 cores (machine 1.50), memory 1 MiB for all modules; figures of the last 5 s",
+            "cpu - of 2 cores (machine 1.50), memory 300 MiB, 41 MiB of it no module's; figures of the last 5 s",
             "Nothing can be said yet.",
-            "module  runs   state  cpu   wait p99  refused  detail",
-            "audio   local  ready  0.25  -         3        serving",
-            "audio   local    yes      0.1.0    closed   1/256  0        0      0       -       -",
+            "module  runs   state  cpu   loaded   holds    wait p99  refused  detail",
+            "audio   local  ready  0.25  256 MiB  0.9 MiB  -         3        serving",
+            "loaded: measured, by how much the process grew; holds: counted now (audio: audio kept)",
+            "audio   local    yes      0.1.0    7 s                  closed   1/256  0        0      0       -       -",
             "unix:/x does not answer: nobody there",
-            "audio   unix:/x  no       -        closed   1/256  0        0      0       -       -",
+            "audio   unix:/x  no       -        2 min, restarted 2x  closed   1/256  0        0      0       -       -",
             "decode  audio   150       -       -       0      0",
         ] {
             assert!(said.lines().any(|said| said == line), "{line:?} is not in\n{said}");

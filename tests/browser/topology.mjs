@@ -34,6 +34,7 @@ await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }
 
   await dial.getByRole("button", { name: "Undo" }).click();
   await confirm.getByText("to local.").waitFor({ timeout: 5_000 });
+  await confirm.getByLabel("Why").fill("back before the demo");
   await confirm.getByRole("button", { name: "Turn it" }).click();
   await stood("local");
   await dial.getByRole("button", { name: "Stage back" }).click();
@@ -43,7 +44,7 @@ await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }
   await page.keyboard.press("Escape");
 
   const changes = await page.getByTestId("changes").innerText();
-  expect(changes.includes("local → 50 % remote") && changes.includes("operator"), changes);
+  expect(changes.includes("local → 50 % remote") && changes.includes("dashboard") && changes.includes("back before the demo"), changes);
   const bottleneck = await page.getByTestId("bottleneck").innerText();
   expect(bottleneck.length > 20, bottleneck);
   for (const theme of ["light", "dark"]) {

@@ -6,8 +6,11 @@ mod bad_input;
 mod browser;
 mod calls;
 mod certs;
+#[path = "../../modules/fabric/tests/collector/mod.rs"]
+mod collector;
 mod crash;
 mod deepgram_sdk;
+mod drain;
 mod killed;
 mod layering;
 mod moving;

@@ -27,7 +27,8 @@ async fn a_dial_is_turned_by_command_by_request_and_by_file() {
     let file = folder.path().join("quickcomm.toml");
     let config = |route: &str| format!("[modules.inference]\n{route}\nendpoints = [\"{socket}\"]\n");
     fs::write(&file, config("mode = \"local\"")).unwrap();
-    let server = Server::start(&folder.path().join("f"), &["--config", &file.to_string_lossy()], &[]);
+    let server =
+        Server::start(&folder.path().join("f"), &["--config", &file.to_string_lossy()], &[("QUICKCOMM_LOG__FILTER", "warn,fabric=info")]);
 
     let (done, said) = command(&server, &["inference", "--remote", "25"]);
     assert!(!done && said.contains(&socket) && said.contains("No such file"), "it says who was tried and why it failed: {said}");
@@ -39,8 +40,17 @@ async fn a_dial_is_turned_by_command_by_request_and_by_file() {
     assert_eq!(route(&server, "inference").await["version"], 1);
     let (done, said) = command(&server, &["inference", "--remote", "25", "--shadow", "5"]);
     assert!(done && said.contains("25 % remote, 5 % shadowed"), "{said}");
-    let (done, said) = command(&server, &["inference", "--undo"]);
+    let (done, said) = command(&server, &["inference", "--undo", "--by", "ana", "--reason", "the other machine is serviced"]);
     assert!(done && said.contains("to local"), "{said}");
+    let (done, said) = command(&server, &["inference", "--forward", "--reason", "two\nlines"]);
+    assert!(!done && said.contains("reason holds the control character"), "{said}");
+    let (done, said) = command(&server, &["inference", "--by", "ana"]);
+    assert!(!done && said.contains("nothing to turn"), "{said}");
+    let too_long = json!({ "mode": "local", "by": "x".repeat(81) });
+    let answer =
+        reqwest::Client::new().put(format!("{}/admin/routes/inference", server.admin)).body(too_long.to_string()).send().await.unwrap();
+    let (status, refused) = (answer.status(), answer.text().await.unwrap());
+    assert!(status == 422 && refused.contains("by has 81 characters"), "{status} {refused}");
 
     let turned = server.turn("inference", json!({ "remote_percent": 100 })).await;
     assert_eq!((&turned["to"]["remote_percent"], &turned["version"]), (&json!(100), &json!(4)));
@@ -65,6 +75,14 @@ async fn a_dial_is_turned_by_command_by_request_and_by_file() {
 
     let (done, said) = command(&server, &["inference"]);
     assert!(done && said.contains("by file") && said.contains("by operator") && said.contains(&socket), "{said}");
+    assert!(said.contains("by operator ana (the other machine is serviced)"), "{said}");
+    let output = Command::new(env!("CARGO_BIN_EXE_quickcomm")).args(["status", "--admin", &server.admin]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.lines().any(|line| line.contains("operator ana") && line.ends_with("the other machine is serviced")), "{said}");
+    let status = server.get("/v1/admin/topology").await;
+    assert!(status["changes"].as_array().unwrap().iter().any(|change| change["who"] == "ana"), "{status}");
+    let log = server.log();
+    assert!(log.lines().any(|line| line.contains("the dial was turned") && line.contains("ana") && line.contains("serviced")), "{log}");
     drop(there);
     let metrics = reqwest::get(format!("{}/metrics", server.admin)).await.unwrap().text().await.unwrap();
     for line in ["quickcomm_route_version{module=\"inference\"} 5", "quickcomm_route_changes_total{module=\"inference\",by=\"file\"} 1"] {
@@ -101,13 +119,21 @@ async fn the_topology_tells_what_runs_where_and_turns_the_dial() {
 
     let topology = eventually("enough was watched for a verdict", Duration::from_secs(20), async || {
         let topology = server.get("/v1/admin/topology").await;
-        (topology["process"]["window_s"].as_f64()? > 3.0).then_some(topology)
+        let loaded = topology["modules"].as_array()?.iter().all(|module| module["memory"]["loaded_bytes"].is_u64());
+        (loaded && topology["process"]["window_s"].as_f64()? > 3.0).then_some(topology)
     })
     .await;
     let targets = topology["routes"].as_array().unwrap().iter().find(|r| r["module"] == "inference").unwrap()["targets"].clone();
     assert_eq!((&targets[0]["name"], &targets[1]["name"]), (&json!("local"), &json!(socket)), "both sides, side by side: {targets}");
     assert_eq!(topology["changes"][0]["to"], "50 % remote");
     assert!(topology["process"]["cpu"].as_f64().is_some() && topology["process"]["memory_bytes"].as_u64().unwrap() > 1_000_000);
+    let memory = |name: &str| topology["modules"].as_array().unwrap().iter().find(|m| m["name"] == name).unwrap()["memory"].clone();
+    assert!(memory("audio")["loaded_bytes"].as_u64().unwrap() > 20 << 20, "recognizers are large: {}", memory("audio"));
+    assert!(memory("inference")["loaded_bytes"].as_u64().unwrap() > 5 << 20, "so is the classifier: {}", memory("inference"));
+    assert!(memory("api")["held_bytes"].as_u64().unwrap() > 10_000, "SQLite has pages: {}", memory("api"));
+    assert_eq!(memory("audio")["held_bytes"], 0, "nobody speaks");
+    let all = topology["process"]["memory_bytes"].as_u64().unwrap();
+    assert!((1..all).contains(&topology["process"]["shared_bytes"].as_u64().unwrap()), "{topology}");
     assert!(topology["hops"].as_array().unwrap().iter().any(|hop| hop["name"] == "decode" && hop["limit_ms"] == 150.0), "{topology}");
     assert!(!topology["bottleneck"]["sentence"].as_str().unwrap().contains("yet:"), "{topology}");
 

@@ -147,6 +147,43 @@ async fn split_starts_three_processes_and_stops_them_together() {
     assert!(!pids.iter().any(|pid| runs(*pid)), "{pids:?} outlive their parent");
 }
 
+/// Cut off when a test fails.
+struct Left(Vec<u32>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        for pid in self.0.iter().filter(|pid| runs(**pid)) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_split_that_is_killed_leaves_no_process_behind() {
+    if models().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut split = Split::start(folder.path());
+    let mut pids = Left(["audio", "inference"].map(|role| split.wait_for(role, "ready")).to_vec());
+    pids.0.push(split.wait_for("api", "ready"));
+    assert!(pids.0.iter().all(|pid| runs(*pid)), "{:?}", pids.0);
+    let second = Command::new(env!("CARGO_BIN_EXE_quickcomm")).args(["split", "--data"]).arg(folder.path()).output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(!second.status.success() && said.contains("another `quickcomm split` runs in"), "{said}");
+
+    split.child.kill().unwrap(); // kill -9
+    split.child.wait().unwrap();
+    eventually("all three end", Duration::from_secs(40), async || (!pids.0.iter().any(|pid| runs(*pid))).then_some(())).await;
+    for role in ["audio", "inference", "api"] {
+        let log = std::fs::read_to_string(folder.path().join("split").join(format!("{role}.log"))).unwrap();
+        assert!(log.contains("whoever held the lock is gone") && log.contains("stopped"), "{role} drained and was not cut: {log}");
+    }
+    let mut again = Split::start(folder.path());
+    again.wait_for("api", "ready");
+    assert_eq!(again.interrupt(), Some(0), "nothing is left in the way");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn split_tells_when_a_process_is_lost_and_does_not_hide_it() {
     if models().is_none() {

@@ -1,64 +1,31 @@
-//! One call as a collector sees it: through one process, and through three.
+//! Spans as a real collector gets them from the real binary: an utterance is one tree in one process and in three, a request of the API
+//! is one below whoever made it, and a collector behind TLS is spoken to only when it is the right one.
 
 use crate::{
     calls::play,
+    collector::Collector,
     support::{Server, demo_calls, eventually, models},
 };
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    trace::v1::Span,
-};
-use parking_lot::Mutex;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
-use tonic::{Request, Response, Status};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use std::{collections::BTreeSet, time::Duration};
 
-/// Keeps every span it is sent.
-#[derive(Clone, Default)]
-struct Collector {
-    spans: Arc<Mutex<Vec<Span>>>,
+/// The ways from a request to each span below it, by name.
+fn ways(collector: &Collector) -> BTreeSet<String> {
+    let spans = collector.spans.lock();
+    let way = |span: &Span| {
+        let (mut way, mut at) = (span.name.clone(), span);
+        while let Some(above) = spans.iter().find(|above| above.span_id == at.parent_span_id && above.trace_id == at.trace_id) {
+            way = format!("{} > {way}", above.name);
+            at = above;
+        }
+        assert!(at.parent_span_id.is_empty(), "{way}: what is above it was never sent");
+        way
+    };
+    spans.iter().map(way).collect()
 }
 
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let sent = request.into_inner().resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.spans.lock().extend(sent);
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    async fn start() -> (Self, String) {
-        let collector = Self::default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        let service = TraceServiceServer::new(collector.clone());
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        (collector, endpoint)
-    }
-
-    /// The ways from a request to each span below it, by name.
-    fn ways(&self) -> BTreeSet<String> {
-        let spans = self.spans.lock();
-        let way = |span: &Span| {
-            let (mut way, mut at) = (span.name.clone(), span);
-            while let Some(above) = spans.iter().find(|above| above.span_id == at.parent_span_id && above.trace_id == at.trace_id) {
-                way = format!("{} > {way}", above.name);
-                at = above;
-            }
-            assert!(at.parent_span_id.is_empty(), "{way}: what is above it was never sent");
-            way
-        };
-        spans.iter().map(way).collect()
-    }
-
-    fn count(&self, name: &str) -> usize {
-        self.spans.lock().iter().filter(|span| span.name == name).count()
-    }
+fn count(collector: &Collector, name: &str) -> usize {
+    collector.spans.lock().iter().filter(|span| span.name == name).count()
 }
 
 const UTTERANCE: &str = "GET /v1/stream > utterance";
@@ -66,17 +33,18 @@ const UTTERANCE: &str = "GET /v1/stream > utterance";
 /// Plays a call, and gives the ways when everything that was said is understood and the process has ended.
 async fn traced(collector: Collector, front: Server, others: Vec<Server>) -> BTreeSet<String> {
     let call = demo_calls().into_iter().min_by_key(|call| call.script.turns.len()).unwrap();
-    play(vec![call], &front.http).await;
+    let id = play(vec![call], &front.http).await.remove(0).1;
     eventually("every utterance is committed and understood", Duration::from_secs(30), async || {
-        let said = collector.count("utterance");
-        (said > 0 && collector.count("understand") >= said && collector.count("commit") >= said).then_some(())
+        let said = count(&collector, "utterance");
+        (said > 0 && count(&collector, "understand") >= said && count(&collector, "commit") >= said).then_some(())
     })
     .await;
+    front.get(&format!("/v1/conversations/{id}/summary")).await;
     assert!(front.stop(), "its last spans are sent when it ends");
     for server in others {
         assert!(server.stop());
     }
-    collector.ways()
+    ways(&collector)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,6 +83,89 @@ async fn an_utterance_is_one_tree_of_spans_in_one_process_and_in_three() {
         let way = format!("{UTTERANCE}{part}");
         assert!(in_one.contains(&way), "{way} is not in {in_one:#?}");
     }
-    assert!(in_one.contains("GET /v1/stream > call audio.open > serve audio.open"), "{in_one:#?}");
+    for way in [
+        "GET /v1/stream > call audio.open > serve audio.open",
+        "GET /v1/conversations/{id}/summary > call inference.summarize > serve inference.summarize",
+    ] {
+        assert!(in_one.contains(way), "{way} is not in {in_one:#?}");
+    }
     assert_eq!(in_one, in_three);
+}
+
+/// A process that answers requests, with nobody to hear or understand behind it: it needs no models.
+fn front(folder: &std::path::Path, endpoint: &str, ca: Option<&str>) -> Result<Server, String> {
+    let nobody = format!("[\"unix:{}/nobody.sock\"]", folder.display());
+    let mut env = vec![
+        ("QUICKCOMM_OTLP__ENDPOINT", endpoint),
+        ("QUICKCOMM_MODULES__AUDIO__MODE", "remote"),
+        ("QUICKCOMM_MODULES__AUDIO__ENDPOINTS", &nobody),
+        ("QUICKCOMM_MODULES__INFERENCE__MODE", "remote"),
+        ("QUICKCOMM_MODULES__INFERENCE__ENDPOINTS", &nobody),
+    ];
+    env.extend(ca.map(|ca| ("QUICKCOMM_OTLP__CA", ca)));
+    Server::try_start(folder, &["--roles", "api"], &env)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_a_span_below_its_caller_and_many_of_them_cost_little() {
+    let folder = tempfile::tempdir().unwrap();
+    let (collector, endpoint) = Collector::start().await;
+    let server = front(folder.path(), &endpoint, None).unwrap();
+    let client = reqwest::Client::new();
+    let ask = |path: &str, traceparent: &str| client.get(format!("{}{path}", server.http)).header("traceparent", traceparent).send();
+    let wanted = ask("/v1/conversations", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").await.unwrap();
+    let answered = wanted.headers()["traceparent"].to_str().unwrap().to_owned();
+    assert!(answered.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && answered.ends_with("-01"), "{answered}");
+    ask("/v1/conversations", "00-4bf92f3577b34da6a3ce929d0e0e4737-00f067aa0ba902b7-00").await.unwrap();
+    // Requests nobody asked to trace, as a page makes them that polls.
+    let began = std::time::Instant::now();
+    for _ in 0..300 {
+        client.get(format!("{}/v1/admin/status", server.http)).send().await.unwrap();
+    }
+    let seconds = began.elapsed().as_secs() as usize + 2;
+    assert!(server.stop(), "its last spans are sent when it ends");
+    let spans = collector.spans.lock();
+    let lists: Vec<_> = spans.iter().filter(|span| span.name == "GET /v1/conversations").collect();
+    assert_eq!(lists.len(), 1, "what its caller does not want to see is not sent");
+    assert_eq!(lists[0].trace_id, 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes());
+    assert_eq!(lists[0].parent_span_id, 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes(), "below its caller");
+    assert_eq!(&answered[36..52], lists[0].span_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), "and the caller is told");
+    let polled = spans.iter().filter(|span| span.name == "GET /v1/admin/status").count();
+    assert!((1..=20 * seconds).contains(&polled), "{polled} of 300 in {seconds} s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_behind_tls_gets_spans_when_its_authority_is_the_one_that_was_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let file = folder.path().join(name);
+        let signer = rcgen::CertifiedIssuer::self_signed(parameters, key).unwrap();
+        std::fs::write(&file, signer.pem()).unwrap();
+        (signer, file.to_str().unwrap().to_owned())
+    };
+    let ((issuer, right), (_, wrong)) = (authority("right.pem"), authority("wrong.pem"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let (collector, endpoint) = Collector::start_tls(&certificate.pem(), &key.serialize_pem()).await;
+
+    let server = front(&folder.path().join("right"), &endpoint, Some(&right)).unwrap();
+    server.get("/v1/conversations").await;
+    assert!(server.stop());
+    assert_eq!(count(&collector, "GET /v1/conversations"), 1);
+
+    for ca in [Some(wrong.as_str()), None] {
+        let server = front(&folder.path().join("wrong"), &endpoint, ca).unwrap();
+        server.get("/v1/conversations").await;
+        let log = server.stop_and_read_log();
+        assert!(log.contains("the collector does not take spans") && log.contains(&endpoint), "{log}");
+    }
+    assert_eq!(count(&collector, "GET /v1/conversations"), 1, "a stranger gets nothing");
+
+    let refused = front(&folder.path().join("none"), &endpoint, Some("/nowhere/ca.pem")).map(|_| ()).unwrap_err();
+    assert!(refused.contains("otlp.ca /nowhere/ca.pem"), "{refused}");
+    let refused = front(&folder.path().join("none"), "traces.example:4317", None).map(|_| ()).unwrap_err();
+    assert!(refused.contains("expected http://HOST:PORT or https://HOST:PORT"), "{refused}");
 }

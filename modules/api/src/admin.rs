@@ -6,6 +6,7 @@
 
 mod bottleneck;
 mod cpu;
+mod memory;
 mod meters;
 pub(crate) mod routes;
 mod scrape;
@@ -15,6 +16,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, http::header, web};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use contracts::{inference::TierStatus, route::Routes};
+use memory::Memory;
 use meters::Meters;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -32,6 +34,7 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 pub use cpu::name_thread;
+pub use memory::CountBytes;
 
 /// Where a module's calls go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -80,6 +83,8 @@ pub struct Peer {
     pub roles: Vec<String>,
     /// Hash of each model, by its name.
     pub models: BTreeMap<String, String>,
+    /// How long it has been running; `None` from releases that do not tell.
+    pub up_s: Option<u64>,
 }
 
 /// The one place where this process keeps what it knows of itself. Cheap to clone; every clone is the same status.
@@ -97,6 +102,7 @@ struct Inner {
     peers: Mutex<BTreeMap<String, Peer>>,
     tiers: Mutex<Vec<TierStatus>>,
     routes: Mutex<Option<Arc<dyn Routes>>>,
+    memory: Memory,
     /// Set by the admin listener, which keeps them.
     meters: Mutex<Option<Arc<Meters>>>,
 }
@@ -115,6 +121,7 @@ impl Status {
             peers: Mutex::default(),
             tiers: Mutex::default(),
             routes: Mutex::default(),
+            memory: Memory::default(),
             meters: Mutex::default(),
         }))
     }
@@ -156,6 +163,16 @@ impl Status {
 
     fn meters(&self) -> Option<Arc<Meters>> {
         self.0.meters.lock().clone()
+    }
+
+    /// Resident memory grew by this while a module started and loaded its models.
+    pub fn grew(&self, module: &str, bytes: u64) {
+        self.0.memory.grew(module, bytes);
+    }
+
+    /// How much a module holds now, by its own count, and of what.
+    pub fn counts(&self, module: &str, what: &'static str, count: CountBytes) {
+        self.0.memory.counts(module, what, count);
     }
 
     /// From now on `/readyz` says no, so that a balancer sends callers elsewhere while accepted work is finished.

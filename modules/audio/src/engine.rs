@@ -5,6 +5,7 @@
 
 pub mod decode;
 pub mod endpointing;
+mod faults;
 mod load;
 pub mod recognizer;
 pub mod resample;
@@ -23,6 +24,7 @@ use contracts::{
     audio::{CREDIT, ModelInfo, Pace, Session as Opened, SessionInfo, StreamSpec},
 };
 use endpointing::Rules;
+use faults::Faults;
 use load::Load;
 use metrics::counter;
 use parking_lot::Mutex;
@@ -40,7 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vad::Vad;
-use worker::{Door, Floor, Message, Slot, Worker};
+use worker::{Door, Floor, Lost, Message, Models, Slot, Worker};
 
 /// What the bundled recognizer understands.
 const LANGUAGES: [&str; 1] = ["en"];
@@ -86,12 +88,12 @@ impl Engine {
         let (doors, inboxes): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
                 let (sender, inbox) = crossbeam_channel::unbounded(); // bounded by the credit of the sessions
-                (Door { sender, idle: Arc::default(), sessions: Arc::default() }, inbox)
+                (Door { sender, idle: Arc::default(), sessions: Arc::default(), closed: Arc::default() }, inbox)
             })
             .unzip();
         let board = Board::new(settings.steal, settings.coalesce);
         let load = Load::new(count, Duration::from_millis(settings.slowest_partial_ms.into()));
-        let floor = Arc::new(Floor { board, load, doors });
+        let floor = Arc::new(Floor { board, load, doors, lost: Lost::default(), faults: Faults::default() });
 
         let engine = Self {
             label: format!("{} {}", model.name, model.version).into(),
@@ -108,11 +110,11 @@ impl Engine {
             let (runtime, recognizer, vad, floor) = (runtime.clone(), recognizer.clone(), vad.clone(), engine.floor.clone());
             let settings = settings.clone();
             let work = move || {
-                let load = || Ok::<_, ModelError>((Vad::open(&runtime, &vad)?, Moonshine::open(&runtime, &recognizer)?));
-                match load() {
-                    Ok((vad, recognizer)) => {
+                let load = move || Ok(Models { vad: Vad::open(&runtime, &vad)?, recognizer: Moonshine::open(&runtime, &recognizer)? });
+                match Worker::open(index, floor, inbox, Box::new(load), &settings) {
+                    Ok(worker) => {
                         let _ = loaded.send(Ok(())); // nobody waits when another worker failed
-                        Worker::new(index, floor, inbox, vad, recognizer, &settings).run();
+                        worker.run();
                     }
                     Err(error) => drop(loaded.send(Err(error))),
                 }
@@ -140,6 +142,11 @@ impl Engine {
     /// Share of the workers' time that the open channels need, 0 to 1.
     pub fn load(&self) -> f32 {
         self.floor.load.needed()
+    }
+
+    /// Waits until a worker has given up: starting it again did not help. Says why. Cancel-safe.
+    pub async fn lost(&self) -> String {
+        self.floor.lost.cause().await
     }
 
     /// Ends every session and waits for the threads. Drain the sessions first: what they have not finished fails as unavailable.
@@ -205,8 +212,9 @@ impl Audio for Engine {
         self.admit(&spec)?;
 
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let door = self.floor.doors.iter().min_by_key(|door| door.sessions.load(Ordering::Relaxed));
-        let door = door.ok_or_else(|| CallError::unavailable("the engine has no worker"))?;
+        let there = self.floor.doors.iter().filter(|door| !door.closed.load(Ordering::Acquire));
+        let door = there.min_by_key(|door| door.sessions.load(Ordering::Relaxed));
+        let door = door.ok_or_else(|| CallError::unavailable("the audio engine has stopped"))?;
         let slot = Slot::take(&door.sessions);
         let to_worker = door.sender.clone();
         let sink = move |input| drop(to_worker.send(Message::Input(id, input, Instant::now()))); // a stopped engine has ended the session

@@ -17,6 +17,7 @@ pub(crate) const STOLEN: &str = "quickcomm_audio_stolen_jobs_total";
 pub(crate) const DISCARDED: &str = "quickcomm_audio_discarded_speculations_total";
 pub(crate) const PHANTOMS: &str = "quickcomm_audio_phantom_drops_total";
 pub(crate) const LOOPS: &str = "quickcomm_audio_repetition_cuts_total";
+pub(crate) const RENEWED: &str = "quickcomm_audio_models_renewed_total";
 pub(crate) const FAILED: &str = "quickcomm_audio_failed_sessions_total";
 
 pub(crate) fn describe() {
@@ -35,5 +36,6 @@ pub(crate) fn describe() {
     describe_counter!(DISCARDED, "Guessed ends of utterances after which speech went on");
     describe_counter!(PHANTOMS, "Stretches with text that was none");
     describe_counter!(LOOPS, "Recognitions stopped because the decoder repeated itself");
+    describe_counter!(RENEWED, "Times a worker loaded its models anew after a panic");
     describe_counter!(FAILED, "Sessions that ended with an error, by kind");
 }

@@ -115,8 +115,12 @@ impl fmt::Display for Dial {
     }
 }
 
+/// Of a name and of a reason, in characters.
+pub const BY_CHARS: usize = 80;
+pub const REASON_CHARS: usize = 300;
+
 /// A wish: what is absent stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Turn {
     pub mode: Option<Mode>,
@@ -135,6 +139,35 @@ pub struct Turn {
     pub dry_run: bool,
     /// Refused unless this is the version that is changed.
     pub version: Option<u64>,
+    /// Who wishes it, as they say: told, not checked. At most [`BY_CHARS`].
+    pub by: Option<String>,
+    /// Why. At most [`REASON_CHARS`].
+    pub reason: Option<String>,
+}
+
+impl Turn {
+    /// Whether what is told of it can be shown on a page, a terminal and in a line of a log.
+    ///
+    /// # Errors
+    /// [`TurnRefused::Invalid`], which names what was expected.
+    pub fn can_be_told(&self) -> Result<(), TurnRefused> {
+        for (name, text, most) in [("by", &self.by, BY_CHARS), ("reason", &self.reason, REASON_CHARS)] {
+            let Some(text) = text else { continue };
+            let chars = text.chars().count();
+            if text.trim().is_empty() || chars > most {
+                return Err(TurnRefused::Invalid(format!("{name} has {chars} characters: expected 1 to {most}, not only blanks")));
+            }
+            if let Some(bad) = text.chars().find(|char| misleads(*char)) {
+                return Err(TurnRefused::Invalid(format!("{name} holds the control character {bad:?}: expected one line of text")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Breaks a line, moves a cursor, or turns the direction of what follows.
+fn misleads(char: char) -> bool {
+    char.is_control() || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +177,7 @@ pub enum Step {
     Back,
 }
 
-/// Who turned the dial.
+/// What turned the dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -170,10 +203,13 @@ pub struct RouteChange {
     /// That this change made.
     pub version: u64,
     pub by: By,
+    /// Who, as they said.
+    #[serde(default)]
+    pub who: Option<String>,
     /// For people.
     pub from: String,
     pub to: String,
-    /// Why it went back by itself.
+    /// As whoever turned it said; or why it went back by itself.
     pub reason: Option<String>,
     /// Live streams that were asked to move.
     pub asked_to_move: usize,
@@ -196,6 +232,9 @@ pub struct TargetView {
     pub down: Option<String>,
     /// The build it introduced itself with; `None` for this process and for who has not answered yet.
     pub version: Option<String>,
+    /// The run of it that was met last; `None` like `version`, and from releases that do not tell.
+    #[serde(default)]
+    pub run: Option<RunView>,
     pub breaker: BreakerState,
     /// Calls under way, and how many may be.
     pub calls: usize,
@@ -204,6 +243,16 @@ pub struct TargetView {
     pub streams: usize,
     /// Of the last seconds, as long as the dial's window.
     pub recent: RecentCalls,
+}
+
+/// One run of another process, from its start to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunView {
+    /// Another one after every start.
+    pub id: String,
+    pub up_s: u64,
+    /// Starts that were noticed since this process knows the target.
+    pub restarts: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -258,6 +307,29 @@ pub trait Routes: Send + Sync + 'static {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_and_why_fit_into_a_line_or_are_refused() {
+        let told = |by: &str, reason: &str| {
+            Turn { by: Some(by.into()), reason: Some(reason.into()), ..Turn::default() }
+                .can_be_told()
+                .map_err(|refused| refused.to_string())
+        };
+        assert_eq!(Turn::default().can_be_told(), Ok(()));
+        assert_eq!(told("Ana María 分", &"é".repeat(REASON_CHARS)), Ok(()));
+        for (by, reason, says) in [
+            ("", "why", "by has 0 characters: expected 1 to 80"),
+            ("ana", "  ", "reason has 2 characters"),
+            (&"x".repeat(81), "why", "by has 81 characters"),
+            ("ana", &"x".repeat(301), "expected 1 to 300"),
+            ("ana\n12:00 root", "why", "by holds the control character '\\n'"),
+            ("ana", "\u{1b}[2J", "reason holds the control character"),
+            ("ana", "a\u{202e}b", "reason holds the control character"),
+        ] {
+            let refused = told(by, reason).expect_err(reason);
+            assert!(refused.contains(says), "{refused}");
+        }
+    }
 
     #[test]
     fn stages_lead_from_local_to_remote_and_back() {

@@ -161,8 +161,12 @@ fn of_calls(golden: &mut Golden) {
         roles: vec!["audio".into(), "inference".into()],
         cluster: "quickcomm".into(),
         models: [("moonshine-tiny-en".to_owned(), "9f86d081".to_owned())].into(),
+        run: None, // version 1 began without
     };
-    golden.message("hello.Introduction", own);
+    golden.message("hello.Introduction", own.clone());
+    let run = hello::Run { id: 0x4bf9_2f35_77b3_4da6, up_ms: 12_345 };
+    golden.message("hello.Run", run);
+    golden.message("hello.Introduction/run", hello::Introduction { run: Some(run), ..own });
 }
 
 fn of_audio(golden: &mut Golden) {
@@ -203,6 +207,7 @@ fn of_audio(golden: &mut Golden) {
     golden.value::<audio::Event, _>("audio.Event/segment", SpeechEvent::Segment(heard));
     golden.value::<audio::Event, _>("audio.Event/retracted", SpeechEvent::Retracted { seq: 8 });
     golden.value::<audio::Event, _>("audio.Event/flushed", SpeechEvent::Flushed { token: 7 });
+    golden.value::<audio::Event, _>("audio.Event/handover", SpeechEvent::Handover);
     golden.value::<audio::SegmentBody, _>("audio.SegmentBody/speech", SegmentBody::Speech(spoken()));
     golden.value::<audio::SegmentBody, _>("audio.SegmentBody/silence", SegmentBody::Silence);
     golden.value::<audio::SegmentBody, _>("audio.SegmentBody/gap", SegmentBody::Gap { reason: "the line was cut".into() });

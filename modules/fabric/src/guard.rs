@@ -69,7 +69,12 @@ impl Bounds {
 
 /// The answer to a new call, and the end of a session, while what is under way is finished. Another place can take it at once.
 pub(crate) fn draining() -> CallError {
-    CallError::unavailable("draining: the process that hosts the module is stopping")
+    CallError::unavailable("draining: the process that hosts the module is stopping").from(Origin::Policy)
+}
+
+/// Whether a process that stops has refused the call before it began: it says nothing about how well that process works.
+pub(crate) fn is_draining(error: &CallError) -> bool {
+    (error.kind, error.retry, error.origin) == (ErrorKind::Unavailable, Retry::Safe, Origin::Policy)
 }
 
 /// The answer of a module whose process goes down.

@@ -4,7 +4,12 @@
 
 use crate::{error::to_status, wire::quickcomm::hello::v1 as pb};
 use contracts::{CallError, ErrorKind, Origin, Retry};
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
 use tonic::{Request, Response, Status};
 
 /// Versions of the three contracts that this release speaks. The upper bound rises when a message means something new, the lower one when
@@ -28,7 +33,49 @@ pub struct Introduction {
     pub cluster: String,
     /// What each loaded model is, by its name.
     pub models: BTreeMap<String, String>,
+    /// Which run of it this is; `None` from releases that do not tell.
+    pub run: Option<Run>,
 }
+
+/// One run of a process, from its start to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Random: a process that was started again has another one.
+    pub id: u64,
+    /// By this process's clock.
+    pub began: Instant,
+}
+
+impl Run {
+    pub fn new() -> Self {
+        Self { id: rand::random(), began: Instant::now() }
+    }
+
+    /// Of this process, which begins when it is first asked for.
+    pub fn current() -> Self {
+        static OWN: LazyLock<Run> = LazyLock::new(Run::new);
+        *OWN
+    }
+
+    pub fn up(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// When it began is only known as well as its message was fast.
+impl PartialEq for Run {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Run {}
 
 impl Default for Introduction {
     fn default() -> Self {
@@ -38,6 +85,7 @@ impl Default for Introduction {
             roles: vec![],
             cluster: "quickcomm".into(),
             models: BTreeMap::new(),
+            run: Some(Run::current()),
         }
     }
 }
@@ -82,6 +130,7 @@ impl From<&Introduction> for pb::Introduction {
             roles: own.roles.clone(),
             cluster: own.cluster.clone(),
             models: own.models.clone().into_iter().collect(),
+            run: own.run.map(|run| pb::Run { id: run.id, up_ms: u64::try_from(run.up().as_millis()).unwrap_or(u64::MAX) }),
         }
     }
 }
@@ -95,8 +144,17 @@ impl From<pb::Introduction> for Introduction {
             roles: peer.roles.into_iter().take(LIST).map(short).collect(),
             cluster: short(peer.cluster),
             models: peer.models.into_iter().take(LIST).map(|(name, hash)| (short(name), short(hash))).collect(),
+            run: peer.run.map(|run| Run { id: run.id, began: began(run.up_ms) }),
         }
     }
+}
+
+/// A peer that claims to be older than this, or than our clock, has just begun.
+const OLDEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+fn began(up_ms: u64) -> Instant {
+    let (now, up) = (Instant::now(), Duration::from_millis(up_ms));
+    now.checked_sub(up).filter(|_| up <= OLDEST).unwrap_or(now)
 }
 
 fn short(mut text: String) -> String {
@@ -144,7 +202,13 @@ mod tests {
             models: BTreeMap::from([("moonshine".into(), "sha256:1".into())]),
             ..Default::default()
         };
-        assert_eq!(Introduction::from(pb::Introduction::from(&own)), own);
+        let mut sent = pb::Introduction::from(&own);
+        assert_eq!(Introduction::from(sent.clone()), own);
+        sent.run = Some(pb::Run { id: 7, up_ms: 12_000 });
+        let up = Introduction::from(sent.clone()).run.expect("it was told").up();
+        assert!((12..13).contains(&up.as_secs()), "{up:?}");
+        sent.run = Some(pb::Run { id: 7, up_ms: u64::MAX });
+        assert!(Introduction::from(sent).run.expect("it was told").up() < Duration::from_secs(1), "a claim, not an age");
         let endless = Introduction { build: "é".repeat(1000), roles: vec![String::new(); 1000], ..Default::default() };
         let read = Introduction::from(pb::Introduction::from(&endless));
         assert!(read.build.len() <= TEXT_BYTES && read.roles.len() == LIST);

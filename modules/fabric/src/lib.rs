@@ -29,10 +29,10 @@ mod tls;
 mod wire;
 
 pub use connect::Network;
-pub use hello::{CONTRACTS, Introduction, Refused};
+pub use hello::{CONTRACTS, Introduction, Refused, Run};
 pub use metrics::describe as describe_metrics;
 pub use role::Role;
-pub use serve::{ServeError, Server, Services, serve};
+pub use serve::{Drain, ServeError, Server, Services, serve};
 pub use tls::{Files, Tls, TlsError};
 
 #[cfg(test)]

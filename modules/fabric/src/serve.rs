@@ -3,8 +3,8 @@
 //! Invariants:
 //! - it listens before [`serve`] returns: with TLS anywhere, without on loopback or a Unix socket that only this user may open;
 //! - over TLS, callers may call what their certificate's roles allow;
-//! - stopping ends: new calls are refused at once, so that they go elsewhere; watches end; sessions end with the utterance under way, and
-//!   nothing that was heard is lost; other calls get [`Server::GRACE`]; then connections are told to go, and cut.
+//! - stopping ends, as [`Drain`] limits it: new calls are refused at once, so that they go elsewhere; watches end; the callers of live
+//!   sessions are told to move, and what was heard of those that stay is flushed; then connections are told to go, and cut.
 
 use crate::{
     api, audio,
@@ -30,7 +30,10 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -71,7 +74,41 @@ pub struct Server {
     address: String,
     own: Arc<Introduction>,
     services: Services,
-    grace: Duration,
+    drain: Drain,
+}
+
+/// How long what is under way may go on when the process stops. All are counted from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Calls that are one question and its answers. Default 3 s.
+    pub calls: Duration,
+    /// Sessions whose callers were told to move. Default 12 s: a caller waits 10 s for the end of an utterance.
+    pub sessions: Duration,
+    /// And then, to flush what was heard of those that stayed. Default 1.5 s.
+    pub tails: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { calls: Duration::from_secs(3), sessions: Duration::from_secs(12), tails: Duration::from_millis(1500) }
+    }
+}
+
+impl Drain {
+    /// All of it in `limit`; half of that is for sessions to move.
+    pub fn within(limit: Duration) -> Self {
+        Self { calls: limit, sessions: limit / 2, tails: limit / 2 }
+    }
+
+    /// Until connections that do not end are cut, after everything else.
+    fn cut(self) -> Duration {
+        self.calls / 4
+    }
+
+    /// What has not ended by then never will.
+    pub fn limit(self) -> Duration {
+        self.calls.max(self.sessions + self.tails) + self.cut()
+    }
 }
 
 /// [`Network::serve`] for a process without a certificate.
@@ -83,29 +120,26 @@ impl Network {
     /// Binds `127.0.0.1:PORT` (0: any free one), `https://IP:PORT` or `unix:/PATH`.
     pub async fn serve(&self, listen: &str, services: Services) -> Result<Server, ServeError> {
         let (listener, address) = Listener::bind(listen, self.tls.clone()).await?;
-        Ok(Server { listener, address, own: self.own.clone(), services, grace: Server::GRACE })
+        Ok(Server { listener, address, own: self.own.clone(), services, drain: Drain::default() })
     }
 }
 
 impl Server {
-    /// For calls and sessions under way when the process stops.
-    pub const GRACE: Duration = Duration::from_secs(3);
-
     /// What others connect to: `http://127.0.0.1:PORT` or `unix:/PATH`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
     #[must_use]
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+    pub fn drain(mut self, drain: Drain) -> Self {
+        self.drain = drain;
         self
     }
 
     /// Serves until `stop`, then ends as promised above.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(address = self.address, "module calls are served");
-        run(self.listener.connections(), self.own, self.services, self.grace, stop).await
+        run(self.listener.connections(), self.own, self.services, self.drain, stop).await
     }
 }
 
@@ -113,11 +147,11 @@ pub(crate) async fn run(
     incoming: impl Stream<Item = Accepted>,
     own: Arc<Introduction>,
     services: Services,
-    grace: Duration,
+    drain: Drain,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let served = Served::new(stop.clone(), grace);
-    let (leaving, calls) = (served.leaving.clone(), served.calls.clone());
+    let served = Served::new(stop.clone(), drain.sessions);
+    let (leaving, parted, calls) = (served.leaving.clone(), served.parted.clone(), served.calls.clone());
     let away = CancellationToken::new();
     let cut = CancellationToken::new();
     let (health, router) = routes(own, services, served).await;
@@ -125,18 +159,23 @@ pub(crate) async fn run(
     let serving = router.serve_with_incoming_shutdown(connections, away.cancelled());
     let ending = async {
         stop.cancelled().await;
+        let asked = Instant::now();
         for module in [audio::MODULE, inference::MODULE, api::MODULE, ""] {
             health.set_service_status(module, ServingStatus::NotServing).await;
         }
         calls.close();
         // Connections stay until then: whoever calls is told that it is draining, not that nobody is there.
-        let finished = tokio::time::timeout(grace, calls.wait()).await.is_ok();
+        let mut finished = timeout_at(asked + drain.calls, calls.wait()).await.is_ok();
         leaving.cancel(); // handlers still at work say so to their callers
+        if !finished {
+            finished = timeout_at(asked + drain.sessions + drain.tails, calls.wait()).await.is_ok();
+        }
+        parted.cancel();
         away.cancel();
         if !finished {
             warn!(calls = calls.len(), "calls did not end in time");
         }
-        tokio::time::sleep(grace / 4).await;
+        tokio::time::sleep(drain.cut()).await;
         warn!("connections did not end in time and are cut");
         cut.cancel();
         std::future::pending().await

@@ -23,8 +23,10 @@ pub(crate) struct Served {
     pub(crate) stopping: CancellationToken,
     /// Cancelled when open calls have had their time.
     pub(crate) leaving: CancellationToken,
-    /// That time.
-    pub(crate) grace: Duration,
+    /// Cancelled when sessions have had theirs.
+    pub(crate) parted: CancellationToken,
+    /// For a session's caller to go on elsewhere, before what was heard is flushed.
+    pub(crate) to_move: Duration,
     /// Calls and sessions under way.
     pub(crate) calls: TaskTracker,
 }
@@ -32,8 +34,8 @@ pub(crate) struct Served {
 pub(crate) type Stream<M> = Pin<Box<dyn futures::Stream<Item = Result<M, Status>> + Send>>;
 
 impl Served {
-    pub(crate) fn new(stopping: CancellationToken, grace: Duration) -> Self {
-        Self { stopping, leaving: CancellationToken::new(), grace, calls: TaskTracker::new() }
+    pub(crate) fn new(stopping: CancellationToken, to_move: Duration) -> Self {
+        Self { stopping, leaving: CancellationToken::new(), parted: CancellationToken::new(), to_move, calls: TaskTracker::new() }
     }
 
     /// Counts a call until the token is dropped, or refuses it.

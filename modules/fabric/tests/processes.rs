@@ -2,13 +2,13 @@
 
 use contracts::{
     CallCx, ConversationId, Encoding, ErrorKind, Origin, Retry, SampleRate,
-    audio::{Session, StreamSpec},
+    audio::{Session, SpeechEvent, StreamSpec},
     conversation::OpenConversation,
     route::{Dial, Mode},
     testing::{Behavior, FakeAudio, FakeConversations, FakeInference, Sound, audio_suite, conversations_suite, inference_suite},
 };
 use fabric::{
-    ServeError, Services, connect, local,
+    Drain, ServeError, Services, connect, local,
     route::{Dials, Place},
     serve,
 };
@@ -38,7 +38,7 @@ struct Process {
 
 impl Process {
     async fn start(listen: &str, services: Services) -> Self {
-        let server = serve(listen, services).await.expect("a free address").grace(GRACE);
+        let server = serve(listen, services).await.expect("a free address").drain(Drain::within(GRACE));
         let address = server.address().to_owned();
         let stop = CancellationToken::new();
         Self { address, ended: tokio::spawn(server.run(stop.clone())), stop }
@@ -159,9 +159,12 @@ async fn what_never_ends_does_not_keep_a_process() {
     let told = watch.next().await.unwrap().unwrap_err();
     assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "a watch would never end by itself: {told}");
     assert!(begun.elapsed() < GRACE / 2, "so it ends at once");
+    let told = timeout(PATIENCE, events.next()).await.unwrap().unwrap();
+    assert_eq!(told, Ok(SpeechEvent::Handover), "a session is told to move");
+    assert!(begun.elapsed() < GRACE / 2, "at once");
     let told = timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap_err();
-    assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "a session is told: {told}");
-    assert!(begun.elapsed() < GRACE / 2, "at once, because nobody was speaking");
+    assert_eq!((told.kind, told.retry), (ErrorKind::Unavailable, Retry::Safe), "one that stays is ended: {told}");
+    assert!(begun.elapsed() >= GRACE / 2, "when it has had its time");
     assert_eq!(timeout(PATIENCE, frames.send(vec![1; 8000].into())).await.unwrap().unwrap_err(), told);
     assert_eq!(hung.await.unwrap().unwrap_err().kind, ErrorKind::Unavailable);
     process.stop().await;

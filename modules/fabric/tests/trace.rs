@@ -2,52 +2,29 @@
 
 #![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
 
+mod collector;
+
 use async_trait::async_trait;
+use collector::Collector;
 use contracts::{
     CallCx, CallError, ConversationId, Conversations, EventStream, Inference, TraceCx,
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
     testing::{Behavior, FakeConversations, FakeInference},
 };
 use fabric::{Services, connect, local, serve};
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    common::v1::any_value::Value,
-    trace::v1::Span,
-};
-use parking_lot::Mutex;
+use opentelemetry_proto::tonic::{common::v1::any_value::Value, trace::v1::Span};
 use platform::trace::{self, Side};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response, Status};
 
-/// Keeps every span it is sent.
-#[derive(Clone, Default)]
-struct Collector {
-    spans: Arc<Mutex<Vec<Span>>>,
-}
+struct Spans(Collector);
 
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let sent = request.into_inner().resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.spans.lock().extend(sent);
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
+impl Spans {
+    /// What this process exports, from now on.
     async fn start() -> Self {
-        let collector = Self::default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let service = TraceServiceServer::new(collector.clone());
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        trace::start(&trace::Settings { endpoint: Some(endpoint) }, "api").unwrap();
-        collector
+        let (collector, endpoint) = Collector::start().await;
+        trace::start(&trace::Settings { endpoint: Some(endpoint), ca: None }, "api").unwrap();
+        Self(collector)
     }
 
     /// The spans of a trace; those of a served call may end after its answer has arrived.
@@ -55,13 +32,13 @@ impl Collector {
         for _ in 0..100 {
             tokio::task::spawn_blocking(trace::flush).await.unwrap();
             let id = trace.trace_id.to_be_bytes();
-            let spans: Vec<_> = self.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
+            let spans: Vec<_> = self.0.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
             if spans.len() >= expected {
                 return Tree { spans };
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("no {expected} spans of {trace}: {:?}", self.spans.lock());
+        panic!("no {expected} spans of {trace}: {:?}", self.0.spans.lock());
     }
 }
 
@@ -176,7 +153,7 @@ async fn carry(mut from: impl tokio::io::AsyncRead + Unpin, mut to: impl tokio::
 async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is() {
     let unseen = utterance(async |cx| local::inference(Arc::new(FakeInference::default())).tiers(cx).await).await;
     assert!(unseen.1.is_ok(), "nothing is traced before there is a collector");
-    let collector = Collector::start().await;
+    let collector = Spans::start().await;
 
     let record = Arc::new(FakeConversations::default());
     let here = local::inference(Arc::new(Understanding { record: local::conversations(record.clone()) }));
@@ -194,7 +171,7 @@ async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is()
         assert_eq!(spans.outcome("serve api.conversation"), "not_found");
         assert_eq!(spans.named("serve api.conversation").status.as_ref().unwrap().code, 2, "an error");
     }
-    assert!(!collector.spans.lock().iter().any(|span| span.trace_id == unseen.0.trace_id.to_be_bytes()));
+    assert!(!collector.0.spans.lock().iter().any(|span| span.trace_id == unseen.0.trace_id.to_be_bytes()));
 
     // A panic is where its module served.
     let fake = FakeInference::default();

@@ -9,6 +9,7 @@ pub const REFUSED: &str = "quickcomm_inference_refused_total";
 pub const ABSTAINED: &str = "quickcomm_inference_abstained_total";
 pub const DEGRADED: &str = "quickcomm_inference_degraded_total";
 pub const FAILED: &str = "quickcomm_inference_failed_total";
+pub const RENEWED: &str = "quickcomm_inference_classifier_renewed_total";
 pub const INSIGHT_AGE: &str = "quickcomm_inference_insight_age_seconds";
 pub const WORKER_RETRIED: &str = "quickcomm_inference_worker_retried_total";
 pub const WORKER_PENDING: &str = "quickcomm_inference_worker_pending_total";
@@ -22,6 +23,7 @@ pub fn describe() {
     describe_counter!(ABSTAINED, Unit::Count, "insights without a label, by task and tier");
     describe_counter!(DEGRADED, Unit::Count, "insights answered below the configured rung, by task and tier");
     describe_counter!(FAILED, Unit::Count, "classifications that failed, by reason: panicked, timeout, model");
+    describe_counter!(RENEWED, Unit::Count, "times the classifier was loaded anew after a panic");
     describe_histogram!(INSIGHT_AGE, Unit::Seconds, "from the turn's publication on the bus to its insight's");
     describe_counter!(WORKER_RETRIED, Unit::Count, "turns given back to the bus for another try");
     describe_counter!(WORKER_PENDING, Unit::Count, "turns whose insight was published as pending");

@@ -10,7 +10,10 @@ use contracts::{
     testing::{Behavior, FakeConversations, FakeInference},
 };
 use inference::{Worker, settings::WorkerSettings};
-use platform::bus::{Bus, Consumer, Memory, NewEntry};
+use platform::{
+    bus::{Bus, Consumer, Memory, NewEntry},
+    supervision::Supervisor,
+};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -230,4 +233,39 @@ async fn a_full_bus_delays_insights_and_loses_none() {
     assert_eq!(heard.into_iter().map(|(u, _)| u).collect::<HashSet<_>>(), utterances);
     stop.cancel();
     worker.await.unwrap();
+}
+
+/// As assembly keeps it.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_panics_is_started_again_and_no_turn_is_lost() {
+    let mut bench = Bench::start(WorkerSettings::default()).await;
+    bench.stop.cancel();
+    (&mut bench.worker).await.unwrap(); // its place is taken by one that is kept
+    let (inference, conversations) = (Arc::new(bench.inference.clone()), Arc::new(bench.conversations.clone()));
+    let worker = Worker::new(inference, conversations, Arc::new(bench.bus.clone()), &WorkerSettings::default());
+    let mut tasks = Supervisor::default();
+    tasks.keep("worker", Duration::from_secs(5), move |stop| {
+        let worker = worker.clone();
+        async move {
+            worker.run(stop).await;
+            Ok(())
+        }
+    });
+    let id = bench.open(Role::Customer).await;
+    bench.say(id, 0, "hello there").await;
+    assert_eq!(bench.hear(2).await.len(), 2);
+    // Nothing stands between the worker and this record: its panic is the worker's own.
+    let other = bench.open(Role::Customer).await;
+    bench.conversations.behave(Behavior::Panic("on purpose"));
+    bench.say(other, 0, "good morning").await;
+    bench.say(id, 1, "bye now").await;
+    while bench.conversations.seen().len() < 4 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.conversations.behave(Behavior::Answer);
+    let insights = bench.hear(4).await;
+    let of: HashSet<_> = insights.iter().map(|i| (i.conversation, i.task)).collect();
+    assert_eq!(of.len(), 4, "both turns, both tasks: {insights:?}");
+    assert!(tokio::time::timeout(Duration::from_secs(5), tasks.failed()).await.is_err(), "nothing ends the process");
+    tasks.stop().await;
 }

@@ -5,22 +5,33 @@
 //! - off unless an endpoint is configured; then a span costs a look at one flag;
 //! - exporting has a thread of its own, and a full queue loses spans, never time. No words and no audio stand in a span.
 
+use anyhow::{Context, ensure};
 use contracts::TraceCx;
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId, Value,
     trace::{SpanContext, SpanKind, Status, TraceState},
 };
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{
+    WithExportConfig, WithTonicConfig,
+    tonic_types::transport::{Certificate, ClientTlsConfig},
+};
 use opentelemetry_sdk::{
     Resource,
-    trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanProcessor},
+    error::OTelSdkResult,
+    trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanExporter, SpanProcessor},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     borrow::Cow,
-    sync::OnceLock,
+    fs,
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
+use tracing::{info, warn};
 
 /// How long spans are gathered before they are sent.
 const SEND_EVERY: Duration = Duration::from_secs(1);
@@ -32,8 +43,32 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// A collector that takes OTLP over gRPC, such as `http://127.0.0.1:4317`. Default: none, and nothing is traced.
+    /// A collector that takes OTLP over gRPC, such as `http://127.0.0.1:4317` or `https://traces.example:4317`. Default: none, and nothing
+    /// is traced.
     pub endpoint: Option<String>,
+    /// The authority that signed the certificate of an `https` collector, as PEM. Default: those this machine trusts.
+    pub ca: Option<PathBuf>,
+}
+
+impl Settings {
+    /// `None` where the endpoint is plain.
+    fn tls(&self, endpoint: &str) -> anyhow::Result<Option<ClientTlsConfig>> {
+        match (endpoint.split_once("://"), &self.ca) {
+            (Some(("http", _)), None) => Ok(None),
+            (Some(("http", _)), Some(_)) => anyhow::bail!("otlp.ca is for an https endpoint, and {endpoint:?} is none"),
+            (Some(("https", _)), None) => Ok(Some(ClientTlsConfig::new().with_native_roots())),
+            (Some(("https", _)), Some(path)) => {
+                let pem = fs::read(path).with_context(|| format!("otlp.ca {}", path.display()))?;
+                ensure!(
+                    pem.windows(27).any(|line| line == b"-----BEGIN CERTIFICATE-----"),
+                    "otlp.ca {}: no certificate in PEM",
+                    path.display()
+                );
+                Ok(Some(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))))
+            }
+            _ => anyhow::bail!("otlp.endpoint is {endpoint:?}: expected http://HOST:PORT or https://HOST:PORT"),
+        }
+    }
 }
 
 static EXPORT: OnceLock<BatchSpanProcessor> = OnceLock::new();
@@ -42,15 +77,55 @@ static SCOPE: OnceLock<InstrumentationScope> = OnceLock::new();
 const ATTRIBUTES: usize = 4;
 
 /// Exports this process's spans from now on, under the name of what it hosts; once per process, in its runtime.
+///
+/// # Errors
+/// An endpoint or an authority that cannot be used. A collector that does not answer is no error: its spans are lost, and that is logged.
 pub fn start(settings: &Settings, roles: &str) -> anyhow::Result<()> {
     let Some(endpoint) = &settings.endpoint else { return Ok(()) };
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(SEND_LIMIT).build()?;
+    let mut exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(SEND_LIMIT);
+    if let Some(tls) = settings.tls(endpoint)? {
+        exporter = exporter.with_tls_config(tls);
+    }
+    let exporter = Telling { exporter: exporter.build()?, endpoint: endpoint.clone(), failing: AtomicBool::new(false) };
     let batches = BatchConfigBuilder::default().with_scheduled_delay(SEND_EVERY).build();
     let mut processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
     let attributes = [KeyValue::new("service.name", "quickcomm"), KeyValue::new("quickcomm.roles", roles.to_owned())];
     processor.set_resource(&Resource::builder_empty().with_attributes(attributes).build());
-    anyhow::ensure!(EXPORT.set(processor).is_ok(), "spans are exported already");
+    ensure!(EXPORT.set(processor).is_ok(), "spans are exported already");
     Ok(())
+}
+
+/// Says once when spans are lost, and once when they arrive again.
+#[derive(Debug)]
+struct Telling {
+    exporter: opentelemetry_otlp::SpanExporter,
+    endpoint: String,
+    failing: AtomicBool,
+}
+
+impl SpanExporter for Telling {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let sent = self.exporter.export(batch).await;
+        let failing = sent.is_err();
+        match (&sent, self.failing.swap(failing, Ordering::Relaxed)) {
+            (Err(error), false) => warn!(endpoint = self.endpoint, %error, "the collector does not take spans; they are lost"),
+            (Ok(()), true) => info!(endpoint = self.endpoint, "the collector takes spans again"),
+            _ => {}
+        }
+        sent
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
 }
 
 /// Sends what has been gathered; it blocks, and not for long.
@@ -146,6 +221,36 @@ impl Span {
     }
 }
 
+/// How many requests a second are traced that nobody asked to trace. A page polls, and a crawler crawls; people look at few traces.
+const REQUESTS_PER_S: u64 = 20;
+
+/// Whether a request that comes without a trace of its own begins one. What it says holds for everything below the request.
+pub fn begins_here() -> bool {
+    static BUDGET: Budget = Budget::new(REQUESTS_PER_S);
+    EXPORT.get().is_some() && BUDGET.take(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |at| at.as_secs()))
+}
+
+/// So many in each second. The upper bits hold the second, the lower 16 what is spent of it.
+struct Budget {
+    per_s: u64,
+    spent: AtomicU64,
+}
+
+impl Budget {
+    const fn new(per_s: u64) -> Self {
+        Self { per_s, spent: AtomicU64::new(0) }
+    }
+
+    fn take(&self, second: u64) -> bool {
+        let take = |spent: u64| match spent >> 16 == second {
+            true if spent & 0xffff >= self.per_s => None,
+            true => Some(spent + 1),
+            false => Some(second << 16 | 1),
+        };
+        self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+}
+
 impl Drop for Span {
     fn drop(&mut self) {
         if let (Some(mut span), Some(processor)) = (self.0.take(), EXPORT.get()) {
@@ -153,6 +258,39 @@ impl Drop for Span {
                 span.end_time = SystemTime::now();
             }
             processor.on_end(*span);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_has_its_budget_and_the_next_one_its_own() {
+        let budget = Budget::new(3);
+        let taken = |second| std::iter::repeat_with(|| budget.take(second)).take_while(|took| *took).count();
+        assert_eq!((taken(1_763_000_000), taken(1_763_000_000), taken(1_763_000_001)), (3, 0, 3));
+    }
+
+    #[test]
+    fn a_collector_that_cannot_be_reached_as_asked_is_refused_with_what_was_expected() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let rubbish = folder.path().join("ca.pem");
+        fs::write(&rubbish, "no certificate").expect("a writable folder");
+        let tls =
+            |endpoint: &str, ca: Option<&PathBuf>| Settings { endpoint: None, ca: ca.cloned() }.tls(endpoint).map(|tls| tls.is_some());
+        assert!(matches!(tls("http://127.0.0.1:4317", None), Ok(false)));
+        assert!(matches!(tls("https://traces.example:4317", None), Ok(true)));
+        for (endpoint, ca, says) in [
+            ("127.0.0.1:4317", None, "expected http://HOST:PORT or https://HOST:PORT"),
+            ("ftp://traces.example", None, "expected http://"),
+            ("http://127.0.0.1:4317", Some(&rubbish), "otlp.ca is for an https endpoint"),
+            ("https://127.0.0.1:4317", Some(&rubbish), "no certificate in PEM"),
+            ("https://127.0.0.1:4317", Some(&folder.path().join("absent.pem")), "absent.pem"),
+        ] {
+            let refused = format!("{:#}", tls(endpoint, ca).expect_err(endpoint));
+            assert!(refused.contains(says), "{refused}");
         }
     }
 }

@@ -101,6 +101,10 @@ function Percentages({ route, onSet }: { route: Route; onSet: (wish: Turn) => vo
   );
 }
 
+/** Who turned the dial, as long as nobody logs in here. */
+const BY = 'dashboard';
+const REASON_CHARS = 300;
+
 const refusal = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
 function Confirm({ route, wish, onClose }: { route: Route; wish: Turn; onClose: (turned: Turned | null) => void }) {
@@ -109,6 +113,7 @@ function Confirm({ route, wish, onClose }: { route: Route; wish: Turn; onClose: 
   const [would, setWould] = useState<Turned | null>(null);
   const [refused, setRefused] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
+  const [reason, setReason] = useState('');
   const dialog = useRef<HTMLDialogElement>(null);
   const go = useRef<HTMLButtonElement>(null);
   const turned = useRef<Turned | null>(null);
@@ -124,7 +129,8 @@ function Confirm({ route, wish, onClose }: { route: Route; wish: Turn; onClose: 
   const confirm = async () => {
     setBusy(true);
     try {
-      turned.current = await send(module, asked.wish);
+      const why = reason.trim();
+      turned.current = await send(module, { ...asked.wish, by: BY, ...(why === '' ? {} : { reason: why }) });
       dialog.current?.close();
     } catch (error) {
       setRefused(refusal(error));
@@ -144,6 +150,12 @@ function Confirm({ route, wish, onClose }: { route: Route; wish: Turn; onClose: 
             </p>
           )}
         </div>
+        {would && !refused && (
+          <label class="choice">
+            <span>{t.reason}</span>
+            <input type="text" name="reason" maxLength={REASON_CHARS} value={reason} onInput={(event) => setReason(event.currentTarget.value)} />
+          </label>
+        )}
         <footer>
           <button type="button" onClick={() => dialog.current?.close()}>
             {t.cancel}

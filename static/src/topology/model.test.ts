@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { consequences, percent, stages, told } from './model';
+import { age, consequences, percent, stages, told } from './model';
 import type { Dial, Route } from './wire';
 
 const dial = (mode: Dial['mode'], remote_percent = 0, shadow_percent = 0): Dial => ({ mode, remote_percent, shadow_percent });
@@ -34,6 +34,10 @@ test('a turn is told with what becomes of live calls', () => {
   assert.match(consequences(route, turned, false).join(' '), /From local to 10 % remote.*3 live streams stay/);
   assert.match(consequences(route, turned, true).join(' '), /3 live streams, those whose place changes move/);
   assert.match(consequences(route, { ...turned, to: dial('local') }, false).join(' '), /local already/);
+});
+
+test('an age is told in the largest unit of which there are two', () => {
+  assert.deepEqual([0, 12, 119, 120, 7_199, 7_200, 172_799, 172_800].map(age), ['0 s', '12 s', '119 s', '2 min', '119 min', '2 h', '47 h', '2 d']);
 });
 
 test('a percentage is whole and between 0 and 100', () => {

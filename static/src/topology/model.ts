@@ -55,6 +55,14 @@ export function consequences(route: Route, turned: Turned, moveLive: boolean): s
   return route.module === 'audio' ? [...says, moves] : says;
 }
 
+/** Seconds in the largest unit of which there are two. */
+export function age(seconds: number): string {
+  const t = m.topology.age;
+  if (seconds < 120) return t.s(seconds);
+  if (seconds < 7_200) return t.min(Math.floor(seconds / 60));
+  return seconds < 172_800 ? t.h(Math.floor(seconds / 3_600)) : t.d(Math.floor(seconds / 86_400));
+}
+
 /** Whole percent, or `null` for what is none. */
 export function percent(text: string): number | null {
   const value = Number(text);

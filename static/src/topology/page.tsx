@@ -8,6 +8,7 @@ import { dateAndTime, m, oneDecimal, timeOfDay } from '../messages';
 import { Icon } from '../parts/icon';
 import { useTitle } from '../parts/title';
 import { DialCard } from './dial';
+import { age } from './model';
 import { Hops, Inside, Changes, Targets } from './tables';
 import type { Topology } from './wire';
 
@@ -76,14 +77,14 @@ export function TopologyPage() {
         {said}
       </p>
       <dl class="facts">
-        <Fact name={t.version} value={process.version + (process.draining ? ` · ${t.draining}` : '')} />
+        <Fact name={t.version} value={`${process.version} · ${t.up(age(process.uptime_s))}` + (process.draining ? ` · ${t.draining}` : '')} />
         <Fact name={t.cpu} value={process.cpu === null ? t.unknown : t.cores(oneDecimal(process.cpu), process.cores)} />
         <Fact name={t.machine} value={process.machine_cpu === null ? t.unknown : t.cores(oneDecimal(process.machine_cpu), process.cores)} />
-        <Fact name={t.memory} value={process.memory_bytes === null ? t.unknown : t.mib((process.memory_bytes / 1_048_576).toFixed(0))} help={t.memoryHelp} />
+        <Fact name={t.memory} value={process.memory_bytes === null ? t.unknown : t.mib(process.memory_bytes)} help={t.memoryHelp} />
         <Fact name={t.live} value={String(process.live_conversations)} />
       </dl>
       <p class="muted small">
-        {t.window(process.window_s.toFixed(0))} {t.memoryHelp}.
+        {t.window(process.window_s.toFixed(0))}
       </p>
       <div class="cards">
         {routes.map((route) => (
@@ -95,7 +96,7 @@ export function TopologyPage() {
               refresh();
             }}
           >
-            <Targets route={route} version={process.version} />
+            <Targets route={route} process={process} />
           </DialCard>
         ))}
         {routes.length === 0 && <p class="muted">{t.noDials}</p>}

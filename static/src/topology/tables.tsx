@@ -3,11 +3,14 @@
 import type { ComponentChildren } from 'preact';
 import { m, oneDecimal } from '../messages';
 import { Icon } from '../parts/icon';
+import { age } from './model';
 import type { Change, Hop, ModuleLoad, Route, Topology } from './wire';
 
 const t = m.topology;
 
 const ms = (value: number | null | undefined) => (value === null || value === undefined ? t.unknown : oneDecimal(value));
+
+const bytes = (value: number | null) => (value === null ? t.unknown : t.mib(value));
 
 /** A table that is too wide scrolls by itself, also by keys; on a phone its rows become blocks. */
 function Scrolls({ label, children }: { label: string; children: ComponentChildren }) {
@@ -37,7 +40,7 @@ function Head({ words, numbers }: { words: string[]; numbers: string[] }) {
   );
 }
 
-export function Targets({ route, version }: { route: Route; version: string }) {
+export function Targets({ route, process }: { route: Route; process: Topology['process'] }) {
   return (
     <Scrolls label={`${route.module}: ${t.target}`}>
       <table>
@@ -45,7 +48,8 @@ export function Targets({ route, version }: { route: Route; version: string }) {
         <tbody>
           {route.targets.map((target) => {
             const here = target.name === 'local';
-            const { recent } = target;
+            const { recent, run } = target;
+            const up = here ? process.uptime_s : run?.up_s;
             return (
               <tr key={target.name}>
                 <th scope="row" class="where">
@@ -57,7 +61,11 @@ export function Targets({ route, version }: { route: Route; version: string }) {
                   </span>
                   {target.down && <span class="small why">{target.down}</span>}
                 </td>
-                <td data-label={t.version} class={here || target.version ? '' : 'muted'}>{here ? version : (target.version ?? t.noVersion)}</td>
+                <td data-label={t.version} class={here || target.version ? '' : 'muted'}>
+                  {here ? process.version : (target.version ?? t.noVersion)}
+                  {up !== undefined && <span class="small muted up">{t.up(age(up))}</span>}
+                  {!!run && run.restarts > 0 && <span class="small warn up">{t.restarted(run.restarts)}</span>}
+                </td>
                 <td data-label={t.breakerName} class={target.breaker === 'closed' ? '' : 'warn'}>{t.breaker[target.breaker]}</td>
                 <td data-label={t.slots} class="end number">
                   {target.calls} / {target.slots}
@@ -93,7 +101,7 @@ export function Inside({ topology }: { topology: Topology }) {
       <h2>{t.moduleLoad}</h2>
       <Scrolls label={t.moduleLoad}>
         <table>
-          <Head words={[t.module, t.runs]} numbers={[t.cpu, t.wait, t.refused]} />
+          <Head words={[t.module, t.runs]} numbers={[t.cpu, t.loaded, t.holds, t.wait, t.refused]} />
           <tbody>
             {modules.map((module) => (
               <tr key={module.name}>
@@ -103,6 +111,12 @@ export function Inside({ topology }: { topology: Topology }) {
                   {module.state === 'failing' && ` · ${t.state.failing}`}
                 </td>
                 <Cpu cpu={module.cpu} />
+                <td data-label={t.loaded} class="end number nowrap" title={module.memory.loaded_bytes === null ? t.unknownHelp : t.loadedHelp}>
+                  {bytes(module.memory.loaded_bytes)}
+                </td>
+                <td data-label={t.holds} class="end number nowrap" title={module.memory.held === null ? t.unknownHelp : t.holdsHelp(module.memory.held)}>
+                  {bytes(module.memory.held_bytes)}
+                </td>
                 <td data-label={t.wait} class={`end number${module.queue_wait && module.queue_wait.p99_ms > module.queue_wait.limit_ms ? ' warn' : ''}`} title={module.queue_wait ? undefined : t.unknownHelp}>
                   {module.queue_wait ? `${ms(module.queue_wait.p99_ms)} ms` : t.unknown}
                 </td>
@@ -116,11 +130,25 @@ export function Inside({ topology }: { topology: Topology }) {
                 <Cpu cpu={part.cpu} />
                 <td />
                 <td />
+                <td />
+                <td />
               </tr>
             ))}
+            <tr class="muted" title={t.sharedHelp}>
+              <th scope="row">{t.sharedMemory}</th>
+              <td />
+              <td />
+              <td data-label={t.memory} class="end number nowrap">
+                {bytes(process.shared_bytes)}
+              </td>
+              <td />
+              <td />
+              <td />
+            </tr>
           </tbody>
         </table>
       </Scrolls>
+      <p class="muted small">{t.memoryFoot}</p>
     </section>
   );
 }
@@ -173,7 +201,10 @@ export function Changes({ changes, when }: { changes: Change[]; when: (at: strin
                     {change.from} → {change.to}
                     {change.asked_to_move > 0 && <span class="small muted"> {t.moved(change.asked_to_move)}</span>}
                   </td>
-                  <td data-label={t.by}>{t.who[change.by]}</td>
+                  <td data-label={t.by}>
+                    {change.who ?? t.who[change.by]}
+                    {change.who && <span class="small muted"> {t.who[change.by]}</span>}
+                  </td>
                   <td data-label={t.why}>{change.reason ?? t.unknown}</td>
                 </tr>
               ))}

@@ -14,6 +14,8 @@ export interface Target {
   down: string | null;
   /** As the peer said it when it was met; absent until it has. */
   version?: string | null;
+  /** The run that was met last. */
+  run?: { id: string; up_s: number; restarts: number } | null;
   breaker: 'closed' | 'half_open' | 'open';
   calls: number;
   slots: number;
@@ -33,6 +35,8 @@ export interface Change {
   module: string;
   version: number;
   by: 'file' | 'operator' | 'step_back';
+  /** As they said. */
+  who?: string | null;
   from: string;
   to: string;
   reason: string | null;
@@ -48,6 +52,8 @@ export interface ModuleLoad {
   cpu: number | null;
   queue_wait: { count: number; p50_ms: number; p99_ms: number; limit_ms: number } | null;
   refused: number;
+  /** Measured while it loaded, and counted by the module now. */
+  memory: { loaded_bytes: number | null; held_bytes: number | null; held: string | null };
 }
 
 export interface Hop {
@@ -71,6 +77,8 @@ export interface Topology {
     cpu: number | null;
     machine_cpu: number | null;
     memory_bytes: number | null;
+    /** What of it is no module's. */
+    shared_bytes: number | null;
     live_conversations: number;
   };
   bottleneck: { module: string | null; moving_helps: boolean | null; sentence: string };
@@ -90,6 +98,8 @@ export interface Turn {
   move_live?: boolean;
   dry_run?: boolean;
   version?: number;
+  by?: string;
+  reason?: string;
 }
 
 export interface Turned {

@@ -1,7 +1,7 @@
 //! What this process did over the last half minute: processor time by module, waiting, refusals, and every hop against its limit.
 //!
 //! Invariants: numbers are differences over a window that is told with them; what was not measured is absent, never zero.
-//! Deliberately absent: memory by module. Modules share one heap, so it is measured for the process alone.
+//! Deliberately absent: memory; see `memory`.
 
 use super::{
     RenderMetrics,
@@ -210,13 +210,6 @@ impl Watched {
             counted_from_ms,
         }
     }
-}
-
-/// Resident memory of this process.
-pub(super) fn memory_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// Seconds all cores together were busy, from the first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.

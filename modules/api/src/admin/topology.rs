@@ -3,11 +3,13 @@
 use super::{
     Module, Status,
     bottleneck::{self, Bottleneck, Calls, Picture, Seen, Slow},
-    meters::{Hop, Lately, QueueWait, memory_bytes},
+    memory::ModuleMemory,
+    meters::{Hop, Lately, QueueWait},
 };
 use actix_web::{HttpResponse, web};
 use chrono::{DateTime, Utc};
 use contracts::route::{RouteChange, RouteView, TargetView};
+use platform::memory::resident_bytes;
 use serde::Serialize;
 use std::thread::available_parallelism;
 use utoipa::ToSchema;
@@ -48,8 +50,10 @@ pub struct Process {
     pub cpu: Option<f64>,
     /// Cores everything on this machine uses.
     pub machine_cpu: Option<f64>,
-    /// Resident memory. Modules of a process share its heap, so there is no figure for each.
+    /// Resident memory.
     pub memory_bytes: Option<u64>,
+    /// What of it is no module's: the program, its threads, the runtime of the models, and what allocators keep for later.
+    pub shared_bytes: Option<u64>,
     pub live_conversations: usize,
 }
 
@@ -63,6 +67,7 @@ pub struct ModuleLoad {
     pub queue_wait: Option<QueueWait>,
     /// Calls refused for want of room.
     pub refused: u64,
+    pub memory: ModuleMemory,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -83,9 +88,11 @@ impl Topology {
             cpu: lately.as_ref().and_then(|lately| lately.cores_of(&module.name)),
             queue_wait: lately.as_ref().and_then(|lately| lately.wait(&module.name)),
             refused: lately.as_ref().map_or(0, |lately| lately.refused(&module.name)),
+            memory: status.0.memory.of(&module.name),
             module,
         };
         let modules: Vec<ModuleLoad> = report.modules.into_iter().map(load).collect();
+        let resident = resident_bytes();
         let window_s = lately.as_ref().map_or(0.0, |lately| lately.window_s);
         let machine_cpu = lately.as_ref().and_then(|lately| lately.machine);
         let picture = Picture {
@@ -105,7 +112,8 @@ impl Topology {
                 cores,
                 cpu,
                 machine_cpu,
-                memory_bytes: memory_bytes(),
+                memory_bytes: resident,
+                shared_bytes: resident.map(|resident| status.0.memory.rest(resident)),
                 live_conversations: report.conversations.live,
             },
             bottleneck: bottleneck::judge(&picture),

@@ -13,6 +13,7 @@ mod conversations;
 mod cursor;
 mod folder;
 mod insights;
+mod memory;
 mod outbox;
 mod recorder;
 mod rows;

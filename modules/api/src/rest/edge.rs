@@ -13,6 +13,7 @@ use actix_web::{
     web,
 };
 use contracts::{CallCx, TenantId, TraceCx};
+use platform::trace::{self, Side, Span};
 use std::{
     future::{Ready, ready},
     time::{Duration, Instant},
@@ -61,9 +62,12 @@ pub(crate) struct Hosts(pub(crate) Vec<String>);
 pub(crate) async fn edge(request: ServiceRequest, next: Next<impl MessageBody + 'static>) -> Result<ServiceResponse<BoxBody>, Error> {
     let started = Instant::now();
     let told = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<TraceCx>().ok());
-    let trace = told.map_or_else(TraceCx::root, TraceCx::child);
+    let trace = told.map_or_else(|| TraceCx { sampled: trace::begins_here(), ..TraceCx::root() }, TraceCx::child);
     request.extensions_mut().insert(trace);
     let (method, route) = (method_label(request.method()), request.match_pattern().unwrap_or_else(|| "none".into()));
+    let above = told.unwrap_or(TraceCx { span_id: 0, ..trace });
+    let name = if route == "none" { format!("{method} page") } else { format!("{method} {route}") };
+    let mut exported = Span::begin(name, Side::Callee, trace, above);
     let span = info_span!("request", method, path = %printable(request.path()), trace_id = %trace.trace_id_hex());
 
     let answer = async {
@@ -79,6 +83,10 @@ pub(crate) async fn edge(request: ServiceRequest, next: Next<impl MessageBody + 
     let mut answer = as_problem(answer.instrument(span.clone()).await, trace);
 
     span.in_scope(|| debug!(status = answer.status().as_u16(), took_ms = started.elapsed().as_millis() as u64, "answered"));
+    exported.note("http.response.status_code", i64::from(answer.status().as_u16()));
+    if answer.status().is_server_error() {
+        exported.failed(answer.status().canonical_reason().unwrap_or("failed"));
+    }
     let status = status_label(answer.status());
     metrics::histogram!(crate::metrics::REQUEST, "route" => route, "method" => method, "status" => status).record(started.elapsed());
     protect(answer.headers_mut(), trace);

@@ -18,7 +18,8 @@ pub(crate) async fn topology(request: HttpRequest, status: web::Data<Status>) ->
 /// Turns a module's dial: what is given changes, the rest stays.
 ///
 /// `mode` (local, remote, routed), `remote_percent`, `shadow_percent`; or `step` (forward, back); or `undo`. `move_live` asks live streams to
-/// move, `dry_run` only checks, `version` refuses the turn unless it is the one that is changed. Pages of another origin are refused.
+/// move, `dry_run` only checks, `version` refuses the turn unless it is the one that is changed. `by` (80 characters) and `reason` (300) are
+/// told with the change, as they are said. Pages of another origin are refused.
 #[utoipa::path(put, path = "/v1/admin/routes/{module}", tag = "admin", operation_id = "turn_route",
     params(("module" = String, Path, description = "`audio`, `inference` or `api`.")),
     request_body(content = serde_json::Value, content_type = "application/json"),

@@ -159,6 +159,12 @@ impl Board {
         }
     }
 
+    /// What was taken and not done: it waits as it did before.
+    pub(super) fn put_back(&self, job: Job) {
+        job.ticket.stage.store(WAITING, Ordering::Relaxed);
+        self.waiting.lock().push(job);
+    }
+
     /// The most urgent job for `worker`, if it is more urgent than `than`.
     pub(super) fn take(&self, worker: usize, than: Option<Level>) -> Option<Job> {
         let mut waiting = self.waiting.lock();

@@ -7,6 +7,7 @@ use contracts::{
     testing::{Sound, audio_suite},
 };
 use decode::file::{self, Limits};
+use faults::Place;
 use std::{ops::ControlFlow, path::PathBuf, sync::OnceLock};
 
 /// Walks up from the crate to a folder that has `what`.
@@ -407,17 +408,115 @@ async fn a_caller_that_gives_up_ends_its_session() {
     assert_eq!(end.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
 }
 
+/// Sends sound until its session ends, and says how it did.
+async fn ends(mut frames: FrameTx, mut events: EventRx, data: &[u8]) -> CallError {
+    let send = async {
+        for piece in data.chunks(640).cycle() {
+            if frames.send(bytes::Bytes::copy_from_slice(piece)).await.is_err() {
+                return;
+            }
+        }
+    };
+    let end = async {
+        loop {
+            if let Err(error) = events.next().await.expect("an error comes before the end") {
+                return error;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), futures::future::join(send, end)).await.expect("it ends").1
+}
+
+/// A neighbor on the same thread, in the middle of its call, beside a session that makes each part of the engine panic.
 #[tokio::test]
-async fn a_panic_fails_one_session_and_leaves_the_worker() {
+async fn a_panic_anywhere_costs_the_session_it_belongs_to_and_its_neighbor_does_not_notice() {
+    let Some(engine) = started(&EngineSettings { workers: 1, ..Default::default() }) else { return };
+    let (rate, channels) = recording("formats/pcm16_16k_mono.wav");
+    let data = linear16(&channels[0]);
+    let spec = StreamSpec { partials: None, ..StreamSpec::live(Encoding::Linear16, rate) };
+    for place in [Place::Decode, Place::Detector, Place::Recognizer] {
+        let (mut frames, events) = open(&engine, &spec).await;
+        frames.send(bytes::Bytes::copy_from_slice(&data[..6400])).await.unwrap();
+        while frames.consumed() < frames.position() {
+            tokio::task::yield_now().await;
+        }
+        let (bad_frames, bad_events) = open(&engine, &spec).await;
+        engine.floor.faults.arm(place, 1);
+        let error = ends(bad_frames, bad_events, &data).await;
+        assert_eq!((error.kind, engine.floor.faults.is_spent()), (ErrorKind::Panicked, true), "{place:?}: {error}");
+        let rest = async {
+            frames.send(bytes::Bytes::copy_from_slice(&data[6400..])).await.unwrap();
+            frames.finish();
+        };
+        let events = futures::join!(rest, read(events, &spec, data.len() as u64 / 2)).1;
+        assert_eq!(bare(&text(&events)), bare("Please hold the line for a moment."), "after a panic in the {place:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_thread_that_panics_is_back_and_the_other_one_does_not_notice() {
+    let Some(engine) = started(&EngineSettings { workers: 2, steal: false, ..Default::default() }) else { return };
+    let (rate, channels) = recording("formats/pcm16_16k_mono.wav");
+    let data = linear16(&channels[0]);
+    let spec = StreamSpec::live(Encoding::Linear16, rate);
+    let opened = [open(&engine, &spec).await, open(&engine, &spec).await];
+    assert_eq!(engine.floor.doors.iter().map(|door| door.sessions.load(Ordering::Relaxed)).collect::<Vec<_>>(), [1, 1]);
+    engine.floor.faults.arm(Place::Thread, 1);
+    let heard = opened.map(|(mut frames, mut events)| {
+        let data = data.clone();
+        tokio::spawn(async move {
+            let send = async {
+                for piece in data.chunks(640) {
+                    if frames.send(bytes::Bytes::copy_from_slice(piece)).await.is_err() {
+                        return;
+                    }
+                }
+                frames.finish();
+            };
+            let hear = async {
+                let mut heard = vec![];
+                while let Some(event) = events.next().await {
+                    heard.push(event?);
+                }
+                Ok::<_, CallError>(heard)
+            };
+            tokio::time::timeout(Duration::from_secs(60), futures::future::join(send, hear)).await.expect("both end").1
+        })
+    });
+    let mut heard = futures::future::join_all(heard).await.into_iter().map(|task| task.unwrap()).collect::<Vec<_>>();
+    heard.sort_by_key(Result::is_err);
+    let lost = heard.pop().unwrap().unwrap_err();
+    assert_eq!(lost.kind, ErrorKind::Panicked, "{lost}");
+    assert_eq!(bare(&text(&heard.pop().unwrap().expect("its neighbor was not touched"))), bare("Please hold the line for a moment."));
+    assert!(engine.floor.doors.iter().all(|door| !door.closed.load(Ordering::Relaxed)), "both threads live");
+    for _ in 0..2 {
+        let events = hear(&engine, &spec, &data, 640).await;
+        assert_eq!(bare(&text(&events)), bare("Please hold the line for a moment."), "the session is opened again, on either thread");
+    }
+    engine.shutdown();
+    assert_eq!(engine.sessions(), 0, "no place is lost");
+}
+
+#[tokio::test]
+async fn a_model_that_panics_again_and_again_is_given_up_and_said_so() {
     let Some(engine) = started(&EngineSettings { workers: 1, ..Default::default() }) else { return };
     let spec = StreamSpec::live(Encoding::Linear16, SampleRate::HZ_16000);
-    let (mut frames, mut events) = open(&engine, &StreamSpec { language: "en-x-panic".into(), ..spec.clone() }).await;
-    frames.send(vec![0; 640].into()).await.unwrap();
-    let end = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap();
-    assert_eq!(end.unwrap().unwrap_err().kind, ErrorKind::Panicked);
-    let (rate, channels) = recording("formats/pcm16_16k_mono.wav");
-    let events = hear(&engine, &StreamSpec::live(Encoding::Linear16, rate), &linear16(&channels[0]), 640).await;
-    assert_eq!(bare(&text(&events)), bare("Please hold the line for a moment."));
+    engine.floor.faults.arm(Place::Detector, 100);
+    let (_, channels) = recording("formats/pcm16_16k_mono.wav");
+    let data = linear16(&channels[0]);
+    let mut panics = 0;
+    let refused = loop {
+        match engine.open(CallCx::new(Duration::from_secs(60)), spec.clone()).await {
+            Ok(session) => match ends(session.frames, session.events, &data).await.kind {
+                ErrorKind::Panicked => panics += 1,
+                kind => assert_eq!(kind, ErrorKind::Unavailable, "opened while the thread was ending"),
+            },
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!((panics, refused.kind), (platform::supervision::RESTARTS + 1, ErrorKind::Unavailable), "{refused}");
+    let why = tokio::time::timeout(Duration::from_secs(5), engine.lost()).await.expect("whoever looks after it is told");
+    assert!(why.contains("its speech detector panicked, 6 times in a row"), "{why}");
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
 //! A recognition thread: owns one copy of the models and the channels pinned to it.
 //!
-//! Invariants: it listens between any two steps of a recognition, so a channel waits for the detector at most as long as one step; a
-//! panic in the handling of a session fails that session and nothing else.
+//! Invariants:
+//! - it listens between any two steps of a recognition, so a channel waits for the detector at most as long as one step;
+//! - a panic fails the sessions whose sound was being worked on and nothing else; after one in a model the models are loaded anew, because
+//!   nobody knows what it left behind. [`RESTARTS`] in a row without a recognition between them mean that this does not help.
 
 use super::{
+    faults::{Faults, Place},
     load::{Load, Work},
     recognizer::{Hearing, Moonshine, Transcript},
     scheduler::{Board, Job, Level, Ticket},
@@ -18,15 +21,17 @@ use contracts::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use metrics::{counter, gauge, histogram};
+use platform::{onnx::ModelError, supervision::RESTARTS};
 use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
+use tokio_util::sync::CancellationToken;
 
 /// How often a worker without work looks whether a caller has given up.
 const SWEEP: Duration = Duration::from_millis(200);
@@ -53,6 +58,8 @@ pub(super) struct Door {
     pub(super) sender: Sender<Message>,
     pub(super) idle: Arc<AtomicBool>,
     pub(super) sessions: Arc<AtomicUsize>,
+    /// Its worker has ended.
+    pub(super) closed: Arc<AtomicBool>,
 }
 
 /// A session's place; given back when dropped.
@@ -78,7 +85,37 @@ pub(super) struct Floor {
     pub(super) board: Board,
     pub(super) load: Load,
     pub(super) doors: Vec<Door>,
+    pub(super) lost: Lost,
+    pub(super) faults: Faults,
 }
+
+/// Why a worker has given up, once one has.
+#[derive(Default)]
+pub(super) struct Lost {
+    cause: OnceLock<String>,
+    told: CancellationToken,
+}
+
+impl Lost {
+    fn tell(&self, cause: String) {
+        let _ = self.cause.set(cause); // the first one counts
+        self.told.cancel();
+    }
+
+    /// Cancel-safe.
+    pub(super) async fn cause(&self) -> String {
+        self.told.cancelled().await;
+        self.cause.get().cloned().unwrap_or_default()
+    }
+}
+
+/// What a worker hears with.
+pub(super) struct Models {
+    pub(super) vad: Vad,
+    pub(super) recognizer: Moonshine,
+}
+
+pub(super) type LoadModels = Box<dyn Fn() -> Result<Models, ModelError> + Send>;
 
 impl Floor {
     /// Wakes a worker that has nothing to do.
@@ -99,8 +136,10 @@ pub(super) struct Worker {
     index: usize,
     floor: Arc<Floor>,
     inbox: Receiver<Message>,
-    vad: Vad,
-    recognizer: Moonshine,
+    models: Models,
+    load: LoadModels,
+    /// Panics since the last recognition.
+    in_a_row: usize,
     sessions: HashMap<u64, (Box<Session>, Slot)>,
     /// Sessions with something to consume.
     live: VecDeque<u64>,
@@ -125,20 +164,21 @@ struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(
+    /// Loads its models, which takes some tenths of a second.
+    pub(super) fn open(
         index: usize,
         floor: Arc<Floor>,
         inbox: Receiver<Message>,
-        vad: Vad,
-        recognizer: Moonshine,
+        load: LoadModels,
         settings: &EngineSettings,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
             index,
             floor,
             inbox,
-            vad,
-            recognizer,
+            models: load()?,
+            load,
+            in_a_row: 0,
             sessions: HashMap::new(),
             live: VecDeque::new(),
             batch: VecDeque::new(),
@@ -147,23 +187,77 @@ impl Worker {
             running: vec![],
             swept: Instant::now(),
             stopping: false,
-        }
+        })
     }
 
     /// Works until told to stop.
     pub(super) fn run(mut self) {
         while !self.stopping {
-            while let Ok(message) = self.inbox.try_recv() {
-                self.receive(message);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                tracing::error!(worker = self.index, "an audio thread panicked");
+                self.fail_all(&CallError::panicked(&*panic));
+                self.renew("its thread panicked");
             }
-            self.sweep();
-            if self.consume(Pace::Live) || self.recognize() || self.consume(Pace::Batch) {
-                continue;
-            }
-            self.wait();
         }
+        self.floor.doors[self.index].closed.store(true, Ordering::Release);
         for (_, (mut session, _slot)) in self.sessions.drain() {
             session.end(Some(CallError::unavailable("the audio engine is stopping")));
+        }
+    }
+
+    fn turn(&mut self) {
+        while let Ok(message) = self.inbox.try_recv() {
+            self.receive(message);
+        }
+        self.sweep();
+        self.floor.faults.strike(Place::Thread);
+        if self.consume(Pace::Live) || self.recognize() || self.consume(Pace::Batch) {
+            return;
+        }
+        self.wait();
+    }
+
+    /// Of whatever this thread was doing, nobody knows how far it came.
+    fn fail_all(&mut self, error: &CallError) {
+        for job in self.running.drain(..).flat_map(|running| running.jobs).flatten().collect::<Vec<_>>() {
+            self.finish(job, Duration::ZERO, Err(error.clone()));
+        }
+        self.live.clear();
+        self.batch.clear();
+        for (_, (mut session, _slot)) in self.sessions.drain() {
+            // A session that cannot even be ended is dropped, and so its caller told.
+            let _ = catch_unwind(AssertUnwindSafe(|| session.end(Some(error.clone()))));
+        }
+    }
+
+    /// Loads the models anew, or gives up.
+    fn renew(&mut self, why: &str) {
+        self.in_a_row += 1;
+        let given_up = if self.in_a_row > RESTARTS {
+            Some(format!("{why}, {} times in a row", self.in_a_row))
+        } else {
+            match catch_unwind(AssertUnwindSafe(&self.load)) {
+                Ok(Ok(models)) => {
+                    self.models = models;
+                    None
+                }
+                Ok(Err(error)) => Some(format!("{why}, and its models cannot be loaded again: {error}")),
+                Err(_) => Some(format!("{why}, and loading its models panicked")),
+            }
+        };
+        match given_up {
+            None => {
+                counter!(names::RENEWED).increment(1);
+                tracing::warn!(worker = self.index, why, in_a_row = self.in_a_row, "an audio thread has loaded its models anew");
+                // Begun with the old ones: begun again. The channels only wait a little longer.
+                for job in self.running.drain(..).flat_map(|running| running.jobs).flatten() {
+                    self.floor.board.put_back(job);
+                }
+            }
+            Some(cause) => {
+                self.stopping = true;
+                self.floor.lost.tell(format!("worker {}: {cause}", self.index));
+            }
         }
     }
 
@@ -182,6 +276,7 @@ impl Worker {
                 self.receive(message);
                 if is_sound && self.sessions.len() >= CROWD && !self.gather.is_zero() {
                     // Detecting in company costs half, and nobody has to wake a thread that is not waiting. Not awaited for that reason.
+                    #[allow(clippy::disallowed_methods)]
                     std::thread::sleep(self.gather);
                 }
             }
@@ -236,12 +331,26 @@ impl Worker {
     /// Scores the frames that some sessions wait for.
     fn score(&mut self, ids: &[u64]) {
         let began = Instant::now();
-        for id in ids {
-            if let Some((session, _)) = self.sessions.get_mut(id) {
-                session.put(&mut self.vad);
+        let scored = catch_unwind(AssertUnwindSafe(|| {
+            self.floor.faults.strike(Place::Detector);
+            for id in ids {
+                if let Some((session, _)) = self.sessions.get_mut(id) {
+                    session.put(&mut self.models.vad);
+                }
             }
-        }
-        let scored = self.vad.run();
+            self.models.vad.run()
+        }));
+        let scored = match scored {
+            Ok(scored) => scored,
+            Err(panic) => {
+                tracing::error!(worker = self.index, "the speech detector panicked");
+                let error = CallError::panicked(&*panic);
+                for id in ids {
+                    self.with(*id, |session, _| session.end(Some(error.clone())));
+                }
+                return self.renew("its speech detector panicked");
+            }
+        };
         let each = began.elapsed().as_secs_f64() / ids.len() as f64;
         histogram!(names::VAD).record_many(each, ids.len());
         for (place, id) in ids.iter().enumerate() {
@@ -256,7 +365,13 @@ impl Worker {
     /// `None` when it is over.
     fn with<T>(&mut self, id: u64, work: impl FnOnce(&mut Session, &mut Tools<'_>) -> T) -> Option<T> {
         let (session, _) = self.sessions.get_mut(&id)?;
-        let mut tools = Tools { worker: self.index, vad: &mut self.vad, board: &self.floor.board, load: &self.floor.load };
+        let mut tools = Tools {
+            worker: self.index,
+            vad: &mut self.models.vad,
+            board: &self.floor.board,
+            load: &self.floor.load,
+            faults: &self.floor.faults,
+        };
         let done = catch_unwind(AssertUnwindSafe(|| work(session, &mut tools)));
         if let Err(panic) = &done {
             tracing::error!(session.id = id, "a session panicked");
@@ -293,7 +408,10 @@ impl Worker {
             return true;
         }
         let began = Instant::now();
-        let step = catch_unwind(AssertUnwindSafe(|| self.recognizer.step(&mut running.hearing)));
+        let step = catch_unwind(AssertUnwindSafe(|| {
+            self.floor.faults.strike(Place::Recognizer);
+            self.models.recognizer.step(&mut running.hearing)
+        }));
         let took = began.elapsed();
         running.spent += took;
         let work = match running.level {
@@ -305,6 +423,9 @@ impl Worker {
         let share = running.spent / running.jobs.len().max(1) as u32;
         match step {
             Ok(Ok(complete)) => {
+                if !complete.is_empty() {
+                    self.in_a_row = 0;
+                }
                 for (place, transcript) in complete {
                     if let Some(job) = running.jobs[place].take() {
                         self.finish(job, share, Ok(Ok(transcript)));
@@ -325,6 +446,7 @@ impl Worker {
                 for job in running.jobs.into_iter().flatten() {
                     self.finish(job, share, Err(CallError::panicked(&*panic)));
                 }
+                self.renew("its recognizer panicked");
             }
         }
         true
@@ -344,8 +466,18 @@ impl Worker {
         }
         histogram!(names::TOGETHER).record(jobs.len() as f64);
         let stretches: Vec<&[f32]> = jobs.iter().map(|job| job.pcm.as_slice()).collect();
-        let hearing = self.recognizer.begin_together(&stretches, draft);
-        self.running.push(Running { jobs: jobs.into_iter().map(Some).collect(), level, hearing, spent: Duration::ZERO });
+        match catch_unwind(AssertUnwindSafe(|| self.models.recognizer.begin_together(&stretches, draft))) {
+            Ok(hearing) => {
+                self.running.push(Running { jobs: jobs.into_iter().map(Some).collect(), level, hearing, spent: Duration::ZERO });
+            }
+            Err(panic) => {
+                tracing::error!("a recognition panicked before it began");
+                for job in jobs {
+                    self.finish(job, Duration::ZERO, Err(CallError::panicked(&*panic)));
+                }
+                self.renew("its recognizer panicked");
+            }
+        }
     }
 
     fn finish(&mut self, job: Job, spent: Duration, heard: Heard) {

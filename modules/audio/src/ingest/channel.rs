@@ -263,6 +263,7 @@ impl Channel {
         let settings = &shared.settings;
         let max_gap = spec.rate.samples_in(Duration::from_millis(settings.max_gap_ms));
         let kept = Kept::new(spec.encoding.bytes_per_sample(), attached.safe, spec.rate.samples_in(settings.keep()), max_gap);
+        let kept = kept.counted_in(&shared.kept_bytes);
         let standing = Standing { attached, received: attached.safe, consumed: attached.safe, heard: attached.safe };
         let standing = Arc::new(Mutex::new(standing));
         let door = Door { spec: spec.clone(), input: tx, orders: order, standing: standing.clone() };

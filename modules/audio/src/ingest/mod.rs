@@ -35,7 +35,10 @@ use session::Conversation;
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -70,6 +73,8 @@ struct Shared {
     /// Conversations between their request and `live`.
     opening: Mutex<HashSet<ConversationId>>,
     uploads: Arc<Semaphore>,
+    /// Audio that all channels keep until it is committed.
+    kept_bytes: Arc<AtomicUsize>,
     /// Conversations outlive the socket's worker thread: they run where ingest was started.
     runtime: tokio::runtime::Handle,
     /// No new callers; those who can come back are told to.
@@ -129,6 +134,7 @@ impl Ingest {
             conversations,
             bus: bus.clone(),
             uploads: Arc::new(Semaphore::new(settings.max_uploads)),
+            kept_bytes: Arc::default(),
             settings,
             recordings,
             watermarks: Arc::default(),
@@ -186,6 +192,12 @@ impl Ingest {
     /// Conversations open now.
     pub fn live(&self) -> usize {
         self.shared.live.lock().len()
+    }
+
+    /// Counts the audio that is kept until it is committed, in bytes.
+    pub fn kept_bytes(&self) -> Arc<dyn Fn() -> u64 + Send + Sync> {
+        let kept = self.shared.kept_bytes.clone();
+        Arc::new(move || kept.load(Ordering::Relaxed) as u64)
     }
 
     /// Tells whether there is sound of a conversation to play, by looking at one file.

@@ -4,7 +4,13 @@
 
 use bytes::Bytes;
 use contracts::{SamplePos, audio::Frame};
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 /// Small messages are gathered into chunks of this size, so that a caller who sends single samples costs no more memory.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -15,10 +21,18 @@ pub(super) struct Kept {
     max_gap: u64,
     chunks: VecDeque<Chunk>,
     bytes: usize,
+    /// Bytes of all channels together.
+    tally: Arc<AtomicUsize>,
     /// Everything before it is committed.
     safe: SamplePos,
     /// One past the last sample received.
     received: SamplePos,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.tally.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 struct Chunk {
@@ -37,7 +51,15 @@ pub(super) enum BadAudio {
 
 impl Kept {
     pub(super) fn new(width: usize, safe: SamplePos, limit_samples: u64, max_gap: u64) -> Self {
-        Self { width, limit_bytes: limit_samples as usize * width, max_gap, chunks: VecDeque::new(), bytes: 0, safe, received: safe }
+        let (chunks, tally) = (VecDeque::new(), Arc::default());
+        Self { width, limit_bytes: limit_samples as usize * width, max_gap, chunks, bytes: 0, tally, safe, received: safe }
+    }
+
+    /// Counts what it keeps there as well.
+    #[must_use]
+    pub(super) fn counted_in(mut self, tally: &Arc<AtomicUsize>) -> Self {
+        self.tally = tally.clone();
+        self
     }
 
     pub(super) fn received(&self) -> SamplePos {
@@ -75,6 +97,7 @@ impl Kept {
         let width = self.width;
         let samples = (frame.data.len() / width) as u64;
         self.bytes += frame.data.len();
+        self.tally.fetch_add(frame.data.len(), Ordering::Relaxed);
         self.received = frame.pos + samples;
         match self.chunks.back_mut() {
             Some(last) if last.end(width) == frame.pos && last.data.len() < CHUNK_BYTES => last.data.extend_from_slice(&frame.data),
@@ -103,6 +126,7 @@ impl Kept {
             && first.end(self.width) <= self.safe
         {
             self.bytes -= first.data.len();
+            self.tally.fetch_sub(first.data.len(), Ordering::Relaxed);
             self.chunks.pop_front();
         }
     }
@@ -151,6 +175,20 @@ mod tests {
         assert_eq!(kept.next(SamplePos(4), SamplePos(99), 99).unwrap().pos, SamplePos(10));
         assert!(matches!(kept.new_part(None, Bytes::from_static(b"abc")), Err(BadAudio::Torn { bytes: 3, width: 2 })));
         assert!(matches!(take(&mut kept, u64::MAX, 0..1), Err(BadAudio::TooFar { .. })));
+    }
+
+    #[test]
+    fn all_channels_together_are_counted_until_they_are_committed_or_gone() {
+        let tally = Arc::default();
+        let (mut one, mut other) = (kept().counted_in(&tally), kept().counted_in(&tally));
+        take(&mut one, 0, 0..10).unwrap();
+        take(&mut one, 0, 0..10).unwrap();
+        take(&mut other, 0, 0..4).unwrap();
+        assert_eq!(tally.load(Ordering::Relaxed), 28);
+        one.trim(SamplePos(10));
+        assert_eq!(tally.load(Ordering::Relaxed), 8);
+        drop(other);
+        assert_eq!(tally.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -71,8 +71,6 @@ struct Live {
     up: Streaming<pb::Up>,
     /// None after `finish`, and after we have parted.
     frames: Option<FrameTx>,
-    /// An utterance has begun and not ended.
-    talking: bool,
     parting: Parting,
     events: CarriedRx,
     /// Audio the caller may have under way, in bytes, and how much of it is.
@@ -86,9 +84,9 @@ struct Live {
 /// How a session of a process that stops comes to its end.
 enum Parting {
     Not,
-    /// At the end of the utterance, and not later than this.
-    Soon(Pin<Box<Sleep>>),
-    /// What was heard is flushed; what still comes in is for the next place.
+    /// The caller was told to move, and has until then.
+    Told(Pin<Box<Sleep>>),
+    /// It stayed. What was heard is flushed; what still comes in is for the next place.
     Flushing,
     /// The caller has finished: the end comes by itself.
     Needless,
@@ -126,7 +124,6 @@ impl Live {
         let live = Self {
             up,
             frames: Some(frames),
-            talking: false,
             parting: Parting::Not,
             events: events.carry(),
             credit,
@@ -141,26 +138,21 @@ impl Live {
     /// `None` when the session has ended well, or when nobody is there to be told.
     async fn next(mut self) -> Result<Option<(Down, Self)>, CallError> {
         loop {
-            if let (Parting::Soon(_), false) = (&self.parting, self.talking) {
-                self.flush();
-            }
             // All sources are cancel-safe. Events before frames: they are few, and they end.
             tokio::select! {
                 biased;
-                () = self.served.process.leaving.cancelled() => return Err(leaving()),
+                () = self.served.process.parted.cancelled() => return Err(leaving()),
                 () = self.served.process.stopping.cancelled(), if matches!(self.parting, Parting::Not) => {
-                    self.parting = Parting::Soon(Box::pin(tokio::time::sleep(self.served.process.grace / 2)));
+                    if self.frames.is_none() {
+                        self.parting = Parting::Needless;
+                        continue;
+                    }
+                    self.parting = Parting::Told(Box::pin(tokio::time::sleep(self.served.process.to_move)));
+                    return Ok(Some((Down::Event(SpeechEvent::Handover.into()), self)));
                 }
                 () = too_late(&mut self.parting) => self.flush(),
                 carried = self.events.next() => return match carried {
-                    Some(Ok(Carried::Event(event))) => {
-                        self.talking = match event {
-                            SpeechEvent::Started { .. } | SpeechEvent::Partial { .. } => true,
-                            SpeechEvent::Segment(_) | SpeechEvent::Retracted { .. } => false,
-                            SpeechEvent::Flushed { .. } | SpeechEvent::Handover => self.talking,
-                        };
-                        Ok(Some((Down::Event(event.into()), self)))
-                    }
+                    Some(Ok(Carried::Event(event))) => Ok(Some((Down::Event(event.into()), self))),
                     Some(Ok(Carried::Consumed(bytes))) => {
                         self.unconsumed = self.unconsumed.saturating_sub(bytes);
                         Ok(Some((Down::Consumed(bytes as u64), self)))
@@ -221,10 +213,10 @@ impl Live {
     }
 }
 
-/// Completes when the utterance under way has had its time.
+/// Completes when the caller has had its time.
 async fn too_late(parting: &mut Parting) {
     match parting {
-        Parting::Soon(sleep) => sleep.await,
+        Parting::Told(sleep) => sleep.await,
         Parting::Not | Parting::Flushing | Parting::Needless => std::future::pending().await,
     }
 }

@@ -3,6 +3,7 @@
 //! Invariants: only failures of the target itself count, a refusal for load or bad input is neither good nor bad; while half open one call
 //! at a time finds out, and one that is dropped or takes too long gives its place back.
 
+use crate::guard::is_draining;
 use contracts::{CallError, ErrorKind, route::BreakerState};
 use metrics::Gauge;
 use parking_lot::Mutex;
@@ -42,6 +43,7 @@ impl Verdict {
     pub(super) fn of<T>(answer: &Result<T, CallError>) -> Self {
         match answer {
             Ok(_) => Self::Good,
+            Err(error) if is_draining(error) => Self::Neither,
             Err(error) => match error.kind {
                 ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Panicked | ErrorKind::Internal | ErrorKind::Unknown => {
                     Self::Bad

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use chrono::Utc;
 use contracts::{
     Audio, Conversations, Inference,
-    route::{By, Dial, Mode, RouteChange, RouteView, Routes, Step, TargetView, Turn, TurnRefused, Turned},
+    route::{By, Dial, Mode, RouteChange, RouteView, Routes, RunView, Step, TargetView, Turn, TurnRefused, Turned},
 };
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -126,9 +126,9 @@ impl Dials {
             join_all(self.modules.iter().map(|module| module.router.look())).await;
             for module in &self.modules {
                 let Some(reason) = module.router.reason_to_step_back() else { continue };
-                let turn = Turn { step: Some(Step::Back), ..Turn::default() };
+                let turn = Turn { step: Some(Step::Back), reason: Some(reason), ..Turn::default() };
                 // A refusal leaves everything as it is; the next look tries again.
-                if let Err(refused) = self.turn_for(module, turn, By::StepBack, Some(reason)).await {
+                if let Err(refused) = self.turn_for(module, turn, By::StepBack).await {
                     warn!(module = module.router.name(), %refused, "the dial cannot step back");
                 }
             }
@@ -144,7 +144,7 @@ impl Dials {
         let from = router.dial();
         let version = router.put(place.dial, Some(&place.endpoints)).map_err(|e| TurnRefused::Invalid(e.to_string()))?;
         *before = Some(from);
-        self.tell(name, version, By::File, (from, place.dial), None, 0);
+        self.tell(name, version, By::File, &Turn::default(), (from, place.dial), 0);
         Ok(())
     }
 
@@ -155,7 +155,8 @@ impl Dials {
         })
     }
 
-    async fn turn_for(&self, module: &Module, turn: Turn, by: By, reason: Option<String>) -> Result<Turned, TurnRefused> {
+    async fn turn_for(&self, module: &Module, turn: Turn, by: By) -> Result<Turned, TurnRefused> {
+        turn.can_be_told()?;
         let mut before = module.turning.lock().await;
         let router = &module.router;
         let name = router.name();
@@ -163,7 +164,7 @@ impl Dials {
         if let Some(expected) = turn.version.filter(|expected| *expected != is) {
             return Err(TurnRefused::Stale { module: name.into(), is, expected });
         }
-        let to = wished(name, from, *before, turn)?;
+        let to = wished(name, from, *before, &turn)?;
         router.can_be(to, &router.endpoints()).await?;
         if turn.dry_run {
             return Ok(Turned { from, to, version: is, dry_run: true, asked_to_move: 0 });
@@ -177,21 +178,22 @@ impl Dials {
             *before = Some(from);
         }
         if to != from || asked_to_move > 0 {
-            self.tell(name, version, by, (from, to), reason, asked_to_move);
+            self.tell(name, version, by, &turn, (from, to), asked_to_move);
         }
         Ok(Turned { from, to, version, dry_run: false, asked_to_move })
     }
 
-    fn tell(&self, module: &str, version: u64, by: By, (from, to): (Dial, Dial), reason: Option<String>, asked_to_move: usize) {
+    fn tell(&self, module: &str, version: u64, by: By, turn: &Turn, (from, to): (Dial, Dial), asked_to_move: usize) {
         let (from, to) = (from.to_string(), to.to_string());
-        match &reason {
-            Some(reason) => warn!(module, version, from, to, reason, "the dial stepped back"),
-            None => info!(module, version, by = by.name(), from, to, asked_to_move, "the dial was turned"),
+        let (who, reason) = (turn.by.clone(), turn.reason.clone());
+        match by {
+            By::StepBack => warn!(module, version, from, to, reason, "the dial stepped back"),
+            By::File | By::Operator => info!(module, version, by = by.name(), who, reason, from, to, asked_to_move, "the dial was turned"),
         }
         metrics::counter!(names::ROUTE_CHANGES, "module" => module.to_owned(), "by" => by.name()).increment(1);
         let mut changes = self.changes.lock();
         changes.truncate(TOLD - 1);
-        changes.push_front(RouteChange { at: Utc::now(), module: module.into(), version, by, from, to, reason, asked_to_move });
+        changes.push_front(RouteChange { at: Utc::now(), module: module.into(), version, by, who, from, to, reason, asked_to_move });
     }
 }
 
@@ -206,12 +208,12 @@ impl Routes for Dials {
     }
 
     async fn turn(&self, module: &str, turn: Turn, by: By) -> Result<Turned, TurnRefused> {
-        self.turn_for(self.module(module)?, turn, by, None).await
+        self.turn_for(self.module(module)?, turn, by).await
     }
 }
 
 /// The dial that is wished for.
-fn wished(module: &str, from: Dial, before: Option<Dial>, turn: Turn) -> Result<Dial, TurnRefused> {
+fn wished(module: &str, from: Dial, before: Option<Dial>, turn: &Turn) -> Result<Dial, TurnRefused> {
     let shadows = module == inference::MODULE;
     let to = match (turn.undo, turn.step) {
         (true, _) => before.ok_or_else(|| TurnRefused::NothingToUndo(module.into()))?,
@@ -287,6 +289,7 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
             TargetView {
                 name: target.name.clone(),
                 down,
+                run: target.met().map(|(run, restarts)| RunView { id: format!("{:016x}", run.id), up_s: run.up().as_secs(), restarts }),
                 version: target.health.as_ref().and_then(Health::peer).map(|peer| peer.build.clone()),
                 breaker: target.breaker.state(),
                 calls: self.slots().saturating_sub(target.slots.available_permits()),
@@ -358,6 +361,12 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
 async fn look_at<T: ?Sized>(module: &'static str, target: &Target<T>) {
     let Some(health) = &target.health else { return };
     let down = health.check(module, PATIENCE).await.err().map(|error| error.to_string());
+    let before = *target.runs.lock();
+    if let (Some((before, _)), Some((now, restarts))) = (before, target.met())
+        && before != now
+    {
+        info!(module, target = target.name, restarts, "a target was started again");
+    }
     let before = std::mem::replace(&mut *target.down.lock(), down.clone());
     match (before, down) {
         (None, Some(why)) => warn!(module, target = target.name, why, "a target does not answer"),

@@ -1,5 +1,6 @@
 //! Whether a call that failed is asked again, and of whom. Pure, but for the budget's count.
 
+use crate::guard::is_draining;
 use contracts::{CallError, ErrorKind, Origin, Retry};
 use parking_lot::Mutex;
 use std::time::Duration;
@@ -51,9 +52,9 @@ impl Failed<'_> {
     }
 }
 
-/// The module cannot have seen the call.
+/// The module cannot have seen the call: nobody was there, or a process that stops has refused it.
 pub(super) fn never_arrived(error: &CallError) -> bool {
-    error.kind == ErrorKind::Unavailable && error.origin == Origin::Transport
+    error.kind == ErrorKind::Unavailable && error.origin == Origin::Transport || is_draining(error)
 }
 
 /// Retries are at most a tenth of the calls, but for a burst: what one dead peer may have under way.
@@ -89,6 +90,7 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guard::draining;
 
     fn again(error: &CallError, idempotent: bool, untried: bool, attempts: u8) -> Again {
         Failed { error, idempotent, untried, remote: true, attempts, remaining: Duration::from_secs(1) }.again()
@@ -103,6 +105,7 @@ mod tests {
         assert_eq!(again(&broken, true, true, MOST_ATTEMPTS), Again::No);
         let absent = CallError::unavailable("").from(Origin::Transport);
         assert_eq!(again(&absent, false, true, 1), Again::Elsewhere, "it was surely not done");
+        assert_eq!(again(&draining(), false, true, 1), Again::Elsewhere, "nor by a process that stops");
         for never in [CallError::invalid(""), CallError::panicked(&""), CallError::deadline(), CallError::cancelled()] {
             assert_eq!(again(&never, true, true, 1), Again::No, "{never:?}");
         }

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     connect::{ConnectError, Health},
+    hello::Run,
     metrics as names,
 };
 use contracts::{
@@ -32,6 +33,8 @@ pub(super) struct Target<T: ?Sized> {
     pub(super) health: Option<Health>,
     /// Why it did not answer when it was asked for its health.
     pub(super) down: Mutex<Option<String>>,
+    /// The run of it that was met last, and how many were met before.
+    pub(super) runs: Mutex<Option<(Run, usize)>>,
     pub(super) breaker: Breaker,
     pub(super) slots: Semaphore,
     pub(super) recent: Recent,
@@ -45,6 +48,7 @@ impl<T: ?Sized> Target<T> {
             peer,
             health,
             down: Mutex::default(),
+            runs: Mutex::default(),
             breaker: Breaker::new(limits, shown),
             slots: Semaphore::new(slots),
             recent: Recent::default(),
@@ -53,6 +57,18 @@ impl<T: ?Sized> Target<T> {
 
     pub(super) fn is_remote(&self) -> bool {
         self.health.is_some()
+    }
+
+    /// Who answered there last, and how often it was another run than before.
+    pub(super) fn met(&self) -> Option<(Run, usize)> {
+        let now = self.health.as_ref().and_then(Health::peer).and_then(|peer| peer.run);
+        let mut runs = self.runs.lock();
+        match (now, *runs) {
+            (Some(now), Some((before, restarts))) if now != before => *runs = Some((now, restarts + 1)),
+            (Some(now), None) => *runs = Some((now, 0)),
+            _ => {}
+        }
+        *runs
     }
 
     fn is_down(&self) -> bool {

@@ -219,7 +219,12 @@ async fn the_dial_is_versioned_told_and_undone() {
     assert_eq!((turned.to, turned.version), (routed(25, 5), 2));
     let stale = house.turn(Turn { mode: Some(Mode::Local), version: Some(1), ..Turn::default() }).await;
     assert_eq!(stale, Err(TurnRefused::Stale { module: "inference".into(), is: 2, expected: 1 }));
-    house.turn(Turn { step: Some(Step::Forward), ..Turn::default() }).await.expect("one stage on");
+    let said = Turn { step: Some(Step::Forward), by: Some("ana".into()), reason: Some("fewer cores here".into()), ..Turn::default() };
+    house.turn(said).await.expect("one stage on");
+    let latest = house.dials.changes().remove(0);
+    assert_eq!((latest.by, latest.who.as_deref(), latest.reason.as_deref()), (By::Operator, Some("ana"), Some("fewer cores here")));
+    let broken = Turn { mode: Some(Mode::Local), reason: Some("two\nlines".into()), ..Turn::default() };
+    assert!(matches!(house.turn(broken).await, Err(TurnRefused::Invalid(why)) if why.contains("control character")));
     assert_eq!(house.dials.views()[0].dial, routed(50, 5));
     house.turn(Turn { undo: true, ..Turn::default() }).await.expect("one back");
     let told: Vec<_> = house.dials.changes().into_iter().map(|change| (change.version, change.to)).collect();
@@ -288,9 +293,9 @@ async fn streams_stay_until_they_are_asked_and_go_elsewhere_when_their_place_fai
     }
     let turn = |turn| dials.turn("audio", turn, By::Operator);
     let to_remote = Turn { remote_percent: Some(100), ..Turn::default() };
-    assert_eq!(turn(to_remote).await.expect("it can be").asked_to_move, 0);
+    assert_eq!(turn(to_remote.clone()).await.expect("it can be").asked_to_move, 0);
     assert_eq!((here.running(), there.running()), (3, 0), "live streams stay");
-    assert_eq!(turn(Turn { move_live: true, ..to_remote }).await.expect("it can be").asked_to_move, 3);
+    assert_eq!(turn(Turn { move_live: true, ..to_remote.clone() }).await.expect("it can be").asked_to_move, 3);
     for session in &mut sessions {
         assert_eq!(session.events.next().await, Some(Ok(SpeechEvent::Handover)));
     }

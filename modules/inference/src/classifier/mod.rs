@@ -3,7 +3,7 @@
 //! Invariants:
 //! - the queue is bounded and full means [`ClassifyError::Busy`], at once;
 //! - work whose asker has gone or whose time has passed is not begun;
-//! - a panic costs one turn, never the thread.
+//! - a panic costs one turn, never the thread; the reader is made anew after it, because nobody knows what the panic left behind.
 
 mod embedder;
 mod engine;
@@ -206,8 +206,7 @@ impl Pending {
 
 fn work(load: &Load, queue: &Receiver<Job>, state: &watch::Sender<State>) {
     let begun = Instant::now();
-    let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| Err("loading it panicked".into()));
-    let mut reader = match loaded {
+    let mut reader = match reader_of(load) {
         Ok(reader) => reader,
         Err(reason) => {
             warn!(%reason, "the classifier is not there; rules answer in its place");
@@ -245,12 +244,30 @@ fn work(load: &Load, queue: &Receiver<Job>, state: &watch::Sender<State>) {
             continue;
         }
         job.begun.store(true, Ordering::Release);
-        let result = match catch_unwind(AssertUnwindSafe(|| reader.read(&job.question))) {
-            Ok(result) => result.map_err(ClassifyError::Model),
-            Err(_) => Err(ClassifyError::Panicked),
-        };
-        let _ = job.reply.send(result); // as above
+        match catch_unwind(AssertUnwindSafe(|| reader.read(&job.question))) {
+            Ok(result) => drop(job.reply.send(result.map_err(ClassifyError::Model))), // as above
+            Err(_) => {
+                let _ = job.reply.send(Err(ClassifyError::Panicked));
+                // Not more often than the breaker above lets turns through while they fail.
+                match reader_of(load) {
+                    Ok(anew) => {
+                        metrics::counter!(names::RENEWED).increment(1);
+                        warn!("the classifier panicked and was loaded anew");
+                        reader = anew;
+                    }
+                    Err(reason) => {
+                        warn!(%reason, "the classifier panicked and cannot be loaded again; rules answer in its place");
+                        state.send_replace(State::Failed(format!("it panicked and could not be loaded again: {reason}")));
+                        return;
+                    }
+                }
+            }
+        }
     }
+}
+
+fn reader_of(load: &Load) -> Result<Box<dyn ReadTurn>, String> {
+    catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| Err("loading it panicked".into()))
 }
 
 /// Linux keeps niceness per thread, so only this thread gives way.

@@ -1,0 +1,46 @@
+//! Behind a link, as in another process.
+
+use crate::{api, audio, inference, link::Link, role::Role, serve::Services};
+use async_trait::async_trait;
+use contracts::{Audio, Conversations, Inference, testing::Place};
+use std::sync::Arc;
+
+/// Serves modules where a link leads to them.
+#[async_trait]
+pub(super) trait Beyond: Send + Sync {
+    async fn reach(&self, role: Role, services: Services) -> Link;
+}
+
+/// Every call goes there.
+#[derive(Default)]
+pub(super) struct Elsewhere<B>(pub(super) B);
+
+pub(super) const FAR: &str = "elsewhere";
+
+impl<B: Beyond> Elsewhere<B> {
+    pub(super) async fn of_audio(&self, module: Arc<dyn Audio>) -> (Arc<dyn Audio>, Link) {
+        let link = self.0.reach(Role::Audio, Services { audio: Some(module), ..Default::default() }).await;
+        (Arc::new(audio::client::Remote::new(link.clone(), FAR)), link)
+    }
+    pub(super) async fn of_inference(&self, module: Arc<dyn Inference>) -> (Arc<dyn Inference>, Link) {
+        let link = self.0.reach(Role::Inference, Services { inference: Some(module), ..Default::default() }).await;
+        (Arc::new(inference::client::Remote::new(link.clone(), FAR)), link)
+    }
+    pub(super) async fn of_conversations(&self, module: Arc<dyn Conversations>) -> (Arc<dyn Conversations>, Link) {
+        let link = self.0.reach(Role::Api, Services { conversations: Some(module), ..Default::default() }).await;
+        (Arc::new(api::client::Remote::new(link.clone(), FAR)), link)
+    }
+}
+
+#[async_trait]
+impl<B: Beyond> Place for Elsewhere<B> {
+    async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
+        self.of_audio(module).await.0
+    }
+    async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
+        self.of_inference(module).await.0
+    }
+    async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
+        self.of_conversations(module).await.0
+    }
+}
