@@ -277,7 +277,7 @@ impl Worker {
                 if is_sound && self.sessions.len() >= CROWD && !self.gather.is_zero() {
                     // Detecting in company costs half, and nobody has to wake a thread that is not waiting. Not awaited for that reason.
                     #[allow(clippy::disallowed_methods)]
-                    std::thread::sleep(self.gather);
+                    std::thread::park_timeout(self.gather);
                 }
             }
             Err(RecvTimeoutError::Timeout) => idle.store(false, Ordering::Release),
