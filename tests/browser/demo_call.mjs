@@ -1,30 +1,16 @@
 // A demo call in a real browser: the wall shows it, its text grows, its final text equals the API's.
 // usage: demo_call.mjs URL [SCREENSHOT_FOLDER]   expects a demo call to start within 20 s; prints one JSON object, exits 1 with the reason on failure
-import { chromium } from "playwright-core";
+import { expect, journey } from "./journey.mjs";
 
 const [url, screenshots] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath: "/usr/bin/chromium",
-  args: [
-    "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-  ],
-});
-const expect = (condition, text) => {
-  if (!condition) throw new Error(text);
-};
 
-try {
-  const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
-  const problems = [];
-  page.on("pageerror", (error) => problems.push(String(error)));
-  page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+await journey({ screenshots, context: { viewport: { width: 1280, height: 800 } } }, async (page, shoot) => {
   await page.goto(url, { waitUntil: "domcontentloaded" });
 
   const tile = page.getByTestId("tile").first();
   await tile.waitFor({ timeout: 20_000 });
   const id = await tile.getAttribute("data-conversation");
-  if (screenshots) await page.screenshot({ path: `${screenshots}/wall.png` });
+  await shoot("wall");
   await page.goto(`${url}/conversations/${id}`, { waitUntil: "domcontentloaded" });
 
   // The text grows: count the characters of finals and partials at two moments that the page itself announces.
@@ -36,7 +22,7 @@ try {
     before,
     { timeout: 30_000 },
   );
-  if (screenshots) await page.screenshot({ path: `${screenshots}/live.png` });
+  await shoot("live");
 
   // Until the record says that the call is over.
   let row;
@@ -61,12 +47,6 @@ try {
     expect(line, `utterance ${utterance.id} is in the record and not on the page`);
     expect(line.text.includes(utterance.text.replace(/\s+/g, " ")), `the page says ${JSON.stringify(line.text)}, the record ${JSON.stringify(utterance.text)}`);
   }
-  if (screenshots) await page.screenshot({ path: `${screenshots}/ended.png` });
-  expect(problems.length === 0, `the browser complained: ${problems.join("; ")}`);
-  console.log(JSON.stringify({ conversation: id, utterances: truth.length }));
-} catch (error) {
-  console.error(error.message);
-  process.exitCode = 1;
-} finally {
-  await browser.close();
-}
+  await shoot("ended");
+  return { conversation: id, utterances: truth.length };
+});

@@ -1,24 +1,11 @@
 // The topology page in a real browser: the dial is turned by keys, a refusal is shown in its words, and undone.
 // usage: topology.mjs URL [SCREENSHOT_FOLDER]   inference must have one endpoint that answers, and stand at local; prints one JSON object
-import { chromium } from "playwright-core";
+import { expect, journey } from "./journey.mjs";
 
 const [url, screenshots] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath: "/usr/bin/chromium",
-  args: [
-    "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-  ],
-});
-const expect = (condition, text) => {
-  if (!condition) throw new Error(text);
-};
 
-try {
-  const page = await browser.newPage({ viewport: { width: 1280, height: 900 } });
-  const problems = [];
-  page.on("pageerror", (error) => problems.push(String(error)));
-  const shoot = async (name) => screenshots && page.screenshot({ path: `${screenshots}/${name}.png`, fullPage: true });
+// Chromium logs every refusal; this journey asks for one.
+await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }, expected: /422/ }, async (page, shoot) => {
   await page.goto(`${url}/topology`, { waitUntil: "domcontentloaded" });
   const dial = page.getByTestId("dial-inference");
   const stands = dial.getByTestId("dial-stands");
@@ -32,7 +19,7 @@ try {
   await page.keyboard.press("Enter");
   const confirm = page.getByTestId("confirm");
   await confirm.getByText("From local to 50 % remote.").waitFor({ timeout: 5_000 });
-  await shoot("confirm");
+  await shoot("confirm", { fullPage: true });
   await stood("local");
   await page.keyboard.press("Enter");
   await stood("50 % remote");
@@ -66,14 +53,8 @@ try {
       expect(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `the page is wider than ${width} px`);
       const all = await page.evaluate(() => document.querySelector(".page").scrollHeight + 140);
       if (screenshots) await page.setViewportSize({ width, height: all });
-      await shoot(`${theme}-${width}`);
+      await shoot(`${theme}-${width}`, { fullPage: true });
     }
   }
-  expect(problems.length === 0, problems.join("\n"));
-  console.log(JSON.stringify({ bottleneck, refused }));
-} catch (error) {
-  console.error(error);
-  process.exitCode = 1;
-} finally {
-  await browser.close();
-}
+  return { bottleneck, refused };
+});
