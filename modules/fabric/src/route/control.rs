@@ -282,15 +282,18 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
     fn view(&self) -> RouteView {
         let table = self.table.load();
         let window = Duration::from_secs(table.dial.step_back.window_s);
-        let targets = table.targets().map(|target| TargetView {
-            name: target.name.clone(),
-            down: target.down.lock().clone(),
-            version: target.health.as_ref().and_then(Health::peer).map(|peer| peer.build.clone()),
-            breaker: target.breaker.state(),
-            calls: self.slots().saturating_sub(target.slots.available_permits()),
-            slots: self.slots(),
-            streams: self.live.at(&target.name),
-            recent: target.recent.within(window),
+        let targets = table.targets().map(|target| {
+            let down = target.down.lock().clone(); // in a statement of its own: what follows takes other locks
+            TargetView {
+                name: target.name.clone(),
+                down,
+                version: target.health.as_ref().and_then(Health::peer).map(|peer| peer.build.clone()),
+                breaker: target.breaker.state(),
+                calls: self.slots().saturating_sub(target.slots.available_permits()),
+                slots: self.slots(),
+                streams: self.live.at(&target.name),
+                recent: target.recent.within(window),
+            }
         });
         RouteView { module: self.module.into(), version: table.version, dial: table.dial, targets: targets.collect() }
     }

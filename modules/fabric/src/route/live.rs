@@ -8,6 +8,7 @@ use std::time::Duration;
 #[derive(Default)]
 pub(super) struct Live(Mutex<Vec<Stream>>);
 
+#[derive(Clone)]
 struct Stream {
     key: RouteKey,
     target: String,
@@ -27,10 +28,14 @@ impl Live {
         self.0.lock().iter().filter(|stream| stream.target == target && !stream.mover.is_over()).count()
     }
 
-    /// Asks those whose place is another one by this table; says how many.
+    /// Asks those whose place is another one by this table; says how many. Who is asked first depends on what is known of targets, which has
+    /// locks of its own: none is taken while this one is held.
     pub(super) fn move_by<T: ?Sized>(&self, table: &RouteTable<T>, module: &str) -> usize {
-        let mut streams = self.0.lock();
-        streams.retain(|stream| !stream.mover.is_over());
+        let streams: Vec<Stream> = {
+            let mut streams = self.0.lock();
+            streams.retain(|stream| !stream.mover.is_over());
+            streams.clone()
+        };
         let misplaced = streams.iter().filter(|stream| {
             let cx = CallCx { key: stream.key, ..CallCx::new(Duration::ZERO) };
             table.order(module, &cx).first().is_some_and(|first| first.name != stream.target)

@@ -304,3 +304,31 @@ async fn streams_stay_until_they_are_asked_and_go_elsewhere_when_their_place_fai
     assert_eq!((here.seen().len(), there.seen().len()), (4, 1), "after a failure it goes to the other side");
     assert!(turn(Turn { shadow_percent: Some(5), ..Turn::default() }).await.unwrap_err().to_string().contains("shadowed"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_can_be_looked_at_while_streams_are_asked_to_move() {
+    let here = FakeAudio::default();
+    let mut dials = Dials::default();
+    let place = Place { dial: routed(0, 0), endpoints: vec![PEERS[0].into()] };
+    let connect: Connect<dyn Audio> = Arc::new(|endpoint| Ok((crate::connect::audio(endpoint)?, crate::connect::health(endpoint)?)));
+    let audio = dials.audio(Some(local::audio(Arc::new(here))), &place, connect).expect("a handle exists before its peer");
+    let spec = StreamSpec::live(Encoding::Mulaw, SampleRate::HZ_8000);
+    let session = audio.open(cx().for_conversation(ConversationId::fresh()), spec).await.expect("a session");
+    let dials = Arc::new(dials);
+    // Both take the locks of targets and of streams; the other way round they would wait for each other for ever.
+    let looking = {
+        let dials = dials.clone();
+        tokio::task::spawn_blocking(move || (0..20_000).for_each(|_| drop(dials.views())))
+    };
+    let moving = tokio::spawn(async move {
+        for _ in 0..20_000 {
+            let turn = Turn { remote_percent: Some(0), move_live: true, ..Turn::default() };
+            dials.turn("audio", turn, By::Operator).await.expect("it can be");
+        }
+    });
+    let both = async { tokio::join!(looking, moving) };
+    let (looked, moved) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("neither waits for the other");
+    looked.expect("no panic");
+    moved.expect("no panic");
+    drop(session);
+}
