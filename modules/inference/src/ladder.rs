@@ -173,10 +173,12 @@ impl Local {
         }
     }
 
-    /// What the classifier may take of the call's time; `None` when it is not worth asking.
+    /// What the classifier may take of the call's time; `None` when it is not worth asking. Half of it where this module stands in for
+    /// one that did not answer: the caller has waited for that one already, or many have come over at once.
     fn time(&self, cx: &CallCx) -> Option<Duration> {
         let time = cx.remaining().saturating_sub(self.reserve);
-        (!time.is_zero()).then(|| time.min(self.timeout))
+        let patience = if cx.attempt > 0 { self.timeout / 2 } else { self.timeout };
+        (!time.is_zero()).then(|| time.min(patience))
     }
 
     /// Puts every turn that needs the classifier into its queue.
@@ -497,6 +499,14 @@ mod tests {
         drop(open);
         local.ready().await.unwrap();
         assert_eq!(tier(&local).await, Tier::Local);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_others_did_not_answer_has_waited_already() {
+        let (local, _open) = gated(&Settings { timeout_ms: 20_000, ..Settings::default() });
+        local.ready().await.unwrap();
+        let patience = |attempt| local.time(&CallCx { attempt, ..CallCx::new(Duration::from_secs(60)) });
+        assert_eq!((patience(0), patience(1)), (Some(Duration::from_secs(20)), Some(Duration::from_secs(10))));
     }
 
     #[tokio::test]

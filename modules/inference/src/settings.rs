@@ -15,7 +15,8 @@ pub struct Settings {
     pub nice: i32,
     /// Turns that wait for a thread before calls are refused as busy. Default 256.
     pub queue: usize,
-    /// Time a classification may take before rules answer in its place, in ms. Default 1000.
+    /// Time a classification may take before rules answer in its place, in ms; half of it for a call that another place did not answer.
+    /// Default 1000.
     pub timeout_ms: u64,
     /// With less than this left of a call's budget rules answer at once, in ms. Default 25.
     pub reserve_ms: u64,

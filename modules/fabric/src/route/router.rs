@@ -127,7 +127,7 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
         F: Future<Output = Result<A, CallError>> + Send,
     {
         let table = self.table.load_full();
-        let order = table.order(self.module, &cx);
+        let (order, cx) = self.order(&table, cx);
         let sampled = table.dial.mode == Mode::Routed && rand::random_range(0..100) < table.dial.shadow_percent;
         let other = order.first().filter(|_| sampled).and_then(|first| table.shadow_of(first, cx.key));
         let shadow = other.map_or_else(Shadowed::none, |other| {
@@ -152,8 +152,16 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
         R: Clone + Send,
         F: Future<Output = Result<A, CallError>> + Send,
     {
-        let order = self.table.load().order(self.module, &cx);
+        let (order, cx) = self.order(&self.table.load(), cx);
         self.ask_in_turn(order, method, cx, request, ask).await
+    }
+
+    /// Who is asked, and with what: whoever stands in for a side that is down is told so, as if that had been asked in vain.
+    fn order(&self, table: &RouteTable<T>, cx: CallCx) -> (Vec<Arc<Target<T>>>, CallCx) {
+        let order = table.order(self.module, &cx);
+        let stands_in = order.first().is_some_and(|first| table.stands_in(first, self.module, cx.key));
+        let attempt = cx.attempt.max(stands_in.into());
+        (order, CallCx { attempt, ..cx })
     }
 
     async fn ask_in_turn<R, A, F>(

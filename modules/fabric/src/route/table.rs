@@ -72,7 +72,8 @@ impl<T: ?Sized> RouteTable<T> {
         self.local.iter().chain(&self.remote)
     }
 
-    /// Who is asked, one after the other. A place that did not work out before (`cx.attempt`) is not the first again.
+    /// Who is asked, one after the other. A place that did not work out before (`cx.attempt`) is not the first again; one that is known
+    /// to be down is the last, whatever was tried.
     pub(super) fn order(&self, module: &str, cx: &CallCx) -> Vec<Arc<Target<T>>> {
         let mut order = match self.dial.mode {
             Mode::Local => self.local.iter().cloned().collect(),
@@ -82,15 +83,21 @@ impl<T: ?Sized> RouteTable<T> {
                 let remote_first = pick::goes_remote(module, cx.key, self.dial.remote_percent);
                 let at = if remote_first { order.len() } else { 0 };
                 order.splice(at..at, self.local.iter().cloned());
-                order.sort_by_key(|target| target.is_down()); // stable
                 order
             }
         };
-        if cx.attempt > 0 && order.len() > 1 {
+        if order.len() > 1 {
             let skipped = usize::from(cx.attempt) % order.len();
             order.rotate_left(skipped);
+            order.sort_by_key(|target| target.is_down()); // stable
         }
         order
+    }
+
+    /// Whether `first` answers for the other side, which is known to be down.
+    pub(super) fn stands_in(&self, first: &Target<T>, module: &str, key: RouteKey) -> bool {
+        let known = self.dial.mode == Mode::Routed && key != RouteKey::None;
+        known && first.is_remote() != pick::goes_remote(module, key, self.dial.remote_percent)
     }
 
     /// Who compares notes with the first of `order`.
@@ -113,5 +120,29 @@ impl<T: ?Sized> RouteTable<T> {
             pick::less_busy_of_two(&mut peers[..up], |peer| usize::MAX - peer.slots.available_permits());
         }
         peers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contracts::ConversationId;
+    use std::time::Duration;
+
+    #[test]
+    fn who_is_known_to_be_down_is_asked_last_and_the_other_stands_in() {
+        const THERE: &str = "http://127.0.0.1:9";
+        let target = |name, health| Arc::new(Target::new("audio", name, Arc::new(()), health, 1, BreakerLimits::default()));
+        let health = crate::connect::health(THERE).expect("loopback");
+        let dial = Dial { mode: Mode::Routed, remote_percent: 100, ..Dial::default() };
+        let table = RouteTable { version: 1, dial, local: Some(target(LOCAL, None)), remote: vec![target(THERE, Some(health))] };
+        let key = RouteKey::Conversation(ConversationId::fresh());
+        let order = |attempt| table.order("audio", &CallCx { key, attempt, ..CallCx::new(Duration::from_secs(1)) });
+        let first = |attempt| order(attempt)[0].name.clone();
+        assert_eq!((first(0), first(1), first(2)), (THERE.into(), LOCAL.into(), THERE.into()));
+        assert!(!table.stands_in(&order(0)[0], "audio", key));
+        *table.remote[0].down.lock() = Some("it does not answer".into());
+        assert_eq!((first(0), first(1), first(2)), (LOCAL.into(), LOCAL.into(), LOCAL.into()));
+        assert!(table.stands_in(&order(0)[0], "audio", key));
     }
 }
