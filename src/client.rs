@@ -19,6 +19,10 @@ use tokio_util::sync::CancellationToken;
 const KEEP: Duration = Duration::from_secs(120);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// The server pings every 5 s. Not heard of for this long it is gone, even if the connection does not know.
+const SILENCE: Duration = Duration::from_secs(12);
+/// For the server's welcome.
+const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// The server restarts within this time or the call is given up.
 const GIVE_UP: Duration = Duration::from_secs(120);
 
@@ -308,11 +312,12 @@ impl Caller {
         inbox: &mut mpsc::Receiver<Command>,
         cuts: &mut mpsc::Receiver<()>,
     ) -> Result<Left, ClientError> {
+        let mut heard = Instant::now();
         loop {
             let room = self.channels.iter().all(|kept| kept.held < kept.limit);
             tokio::select! {
                 biased;
-                said = socket.next() => match said {
+                said = socket.next() => { heard = Instant::now(); match said {
                     Some(Ok(Message::Text(text))) => {
                         // A type this client does not know is a newer server's; it may be passed over.
                         let Ok(message) = serde_json::from_str::<ServerMessage>(&text) else { continue };
@@ -337,7 +342,8 @@ impl Caller {
                     },
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return Ok(Left::Lost),
-                },
+                } }
+                () = tokio::time::sleep_until(heard + SILENCE) => return Ok(Left::Lost),
                 Some(()) = cuts.recv() => return Ok(Left::Lost),
                 command = inbox.recv(), if room && !self.closing => match command {
                     Some(Command::Audio { channel, data }) => {
@@ -431,6 +437,11 @@ async fn send_audio(socket: &mut Socket, channel: u8, mut pos: u64, mut data: By
 }
 
 async fn dial(options: &Options) -> Result<(Socket, ServerMessage), ClientError> {
+    let silent = |_| ClientError::Unreachable(options.server.clone(), format!("no welcome within {} s", DIAL_LIMIT.as_secs()));
+    tokio::time::timeout(DIAL_LIMIT, welcomed(options)).await.map_err(silent)?
+}
+
+async fn welcomed(options: &Options) -> Result<(Socket, ServerMessage), ClientError> {
     let url = options.url()?;
     let unreachable = |cause: String| ClientError::Unreachable(options.server.clone(), cause);
     let (mut socket, _) = match connect_async(url).await {

@@ -4,6 +4,7 @@
 //! - A new audio session goes on where the last segment ended, under the same epoch: nothing outside this process has seen what the failed
 //!   one was about to say. Only when the record disagrees is the channel attached to anew.
 //! - A session asked to move ends where an utterance does, and the next one begins there: what was sent beyond is sent again.
+//! - While nobody sends it may rest: its place in the engine is given back, and asked for again before somebody may send.
 //! - Nothing here waits for a socket.
 //!
 //! Long because it is one state machine: engine, bus and record fail in any order, and each answer depends on what the others still hold.
@@ -35,7 +36,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 /// Messages between the socket and the channel.
@@ -72,6 +73,16 @@ pub(super) enum Input {
     },
 }
 
+/// What a conversation asks of its channels.
+enum Order {
+    /// Nobody sends: the place in the engine is given back, everything else stays.
+    Rest,
+    /// Somebody wants to send again. Answered when there is a place in the engine, or with its refusal; then the channel rests on.
+    Wake(oneshot::Sender<Result<(), CallError>>),
+    /// Somebody may send, whether or not there is a place now.
+    Stay,
+}
+
 /// Where the channel stands, readable from outside.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {
@@ -87,12 +98,31 @@ pub(super) struct Standing {
 pub(super) struct Door {
     pub(super) spec: ChannelSpec,
     pub(super) input: mpsc::Sender<Input>,
+    orders: mpsc::UnboundedSender<Order>, // a handful of messages in a channel's life
     standing: Arc<Mutex<Standing>>,
 }
 
 impl Door {
     pub(super) fn standing(&self) -> Standing {
         *self.standing.lock()
+    }
+
+    pub(super) fn rest(&self) {
+        let _ = self.orders.send(Order::Rest); // a channel that has ended holds no place
+    }
+
+    pub(super) fn stay(&self) {
+        let _ = self.orders.send(Order::Stay);
+    }
+
+    /// Returns when the channel has a place in the engine.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub(super) async fn wake(&self) -> Result<(), CallError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.orders.send(Order::Wake(answer));
+        answered.await.unwrap_or(Ok(())) // it has ended, and whoever joins is told how
     }
 }
 
@@ -136,6 +166,7 @@ pub(super) struct Channel {
     opening: Arc<Opening>,
     spec: ChannelSpec,
     input: mpsc::Receiver<Input>,
+    orders: mpsc::UnboundedReceiver<Order>,
     standing: Arc<Mutex<Standing>>,
     follow: Follow,
     log: Option<Arc<ChannelLog>>,
@@ -157,6 +188,9 @@ pub(super) struct Channel {
     ask_every: Duration,
     trouble: Option<Trouble>,
     attach_anew: bool,
+    /// It has no place in the engine because nobody sends, and who waits for that to change.
+    resting: bool,
+    waking: Vec<oneshot::Sender<Result<(), CallError>>>,
     /// The session is wanted elsewhere, by then at the latest.
     move_by: Option<Instant>,
     publish_again: Option<Instant>,
@@ -200,6 +234,7 @@ struct Open {
 /// What happened next.
 enum Step {
     Input(Option<Input>),
+    Order(Order),
     Fed(Result<(), CallError>),
     Heard(Option<Result<SpeechEvent, CallError>>),
     Reopened(Result<Session, CallError>),
@@ -224,12 +259,13 @@ impl Channel {
     pub(super) fn new(start: Start) -> (Self, Door) {
         let Start { shared, audience, opening, spec, attached, session, follow, log } = start;
         let (tx, input) = mpsc::channel(INPUTS);
+        let (order, orders) = mpsc::unbounded_channel();
         let settings = &shared.settings;
         let max_gap = spec.rate.samples_in(Duration::from_millis(settings.max_gap_ms));
         let kept = Kept::new(spec.encoding.bytes_per_sample(), attached.safe, spec.rate.samples_in(settings.keep()), max_gap);
         let standing = Standing { attached, received: attached.safe, consumed: attached.safe, heard: attached.safe };
         let standing = Arc::new(Mutex::new(standing));
-        let door = Door { spec: spec.clone(), input: tx, standing: standing.clone() };
+        let door = Door { spec: spec.clone(), input: tx, orders: order, standing: standing.clone() };
         let now = Instant::now();
         let channel = Self {
             shared,
@@ -237,6 +273,7 @@ impl Channel {
             opening,
             spec,
             input,
+            orders,
             standing,
             follow,
             log,
@@ -254,6 +291,8 @@ impl Channel {
             ask_every: ASK_AFTER,
             trouble: None,
             attach_anew: false,
+            resting: false,
+            waking: vec![],
             move_by: None,
             publish_again: None,
             finalizes: VecDeque::new(),
@@ -310,8 +349,9 @@ impl Channel {
             let outcome = match self.step(&mut tick).await {
                 Step::Input(Some(input)) => self.take(input),
                 // Nobody can send any more: the same as an end without a word.
-                Step::Input(None) => {
-                    self.finish = Some(None);
+                Step::Input(None) => self.take(Input::Finish { lost: None }),
+                Step::Order(order) => {
+                    self.obey(order).await;
                     Ok(())
                 }
                 Step::Fed(Ok(())) => Ok(()),
@@ -320,8 +360,11 @@ impl Channel {
                 Step::Heard(Some(Err(error))) => self.failed(error).await,
                 Step::Heard(None) => self.events_ended().await,
                 Step::Reopened(Ok(session)) => {
-                    debug!(channel = %self.index(), heard = %self.heard, "audio session opened again");
-                    (self.frames, self.events) = (Some(session.frames), Some(session.events));
+                    self.reopened(session);
+                    Ok(())
+                }
+                Step::Reopened(Err(error)) if self.resting => {
+                    self.waking.drain(..).for_each(|waits| drop(waits.send(Err(error.clone()))));
                     Ok(())
                 }
                 Step::Reopened(Err(error)) => self.failed(error).await,
@@ -343,7 +386,7 @@ impl Channel {
     /// Waits for the next thing to do. Every branch is cancel-safe: `send_at` hands over a piece or nothing.
     async fn step(&mut self, tick: &mut tokio::time::Interval) -> Step {
         let most = self.spec.rate.hz() as u64 / 10;
-        let Self { input, kept, frames, events, reopening, asking, follow, finalizes, journal, finish, .. } = self;
+        let Self { input, orders, kept, frames, events, reopening, asking, follow, finalizes, journal, finish, .. } = self;
         let open_end = finalizes.iter().find(|f| !f.passed_on).map_or(SamplePos(u64::MAX), |f| f.at);
         let piece = frames.as_ref().and_then(|frames| kept.next(frames.position(), open_end, most));
         let feeding = piece.is_some();
@@ -354,6 +397,7 @@ impl Channel {
             }
         };
         tokio::select! {
+            Some(order) = orders.recv() => Step::Order(order),
             input = input.recv(), if finish.is_none() && !kept.is_full() => Step::Input(input),
             fed = feed, if feeding => Step::Fed(fed),
             event = next_of(events), if events_wanted(journal) => Step::Heard(event),
@@ -382,9 +426,49 @@ impl Channel {
                 Err(error) => self.audience.tell(Event::Refused { reason: format!("channel {}: {error}", self.index()) }),
             },
             Input::Finalize { token } => self.finalizes.push_back(Finalize { at: self.kept.received(), token, passed_on: false }),
-            Input::Finish { lost } => self.finish = Some(lost),
+            Input::Finish { lost } => {
+                self.finish = Some(lost);
+                self.resting = false; // what was received is heard to its end
+            }
         }
         Ok(())
+    }
+
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Rest if self.finish.is_none() && !self.resting => {
+                self.let_go().await;
+                self.resting = true;
+            }
+            Order::Rest => {}
+            Order::Wake(waits) if !self.resting => drop(waits.send(Ok(()))),
+            Order::Wake(waits) => {
+                self.waking.push(waits);
+                self.reopen_unless_busy();
+            }
+            Order::Stay if self.resting => {
+                self.resting = false;
+                self.reopen_unless_busy();
+            }
+            Order::Stay => {}
+        }
+    }
+
+    /// Where something else has to come first, that reopens.
+    fn reopen_unless_busy(&mut self) {
+        if self.reopening.is_none() && !self.attach_anew {
+            self.reopen();
+        }
+    }
+
+    fn reopened(&mut self, session: Session) {
+        let awaited = self.waking.drain(..).map(|waits| waits.send(Ok(()))).filter(Result::is_ok).count() > 0; // each is told
+        if self.resting && !awaited {
+            return; // whoever wanted to send has gone again, and with it the place
+        }
+        debug!(channel = %self.index(), heard = %self.heard, "audio session opened again");
+        self.resting = false;
+        (self.frames, self.events) = (Some(session.frames), Some(session.events));
     }
 
     /// Finalize and finish reach the engine after the audio that came before them.
@@ -709,7 +793,9 @@ impl Channel {
         (self.epoch, self.next_seq, self.heard) = (attached.epoch, attached.next_seq, attached.safe);
         self.kept.trim(attached.safe);
         self.standing.lock().attached = attached;
-        self.reopen();
+        if !self.resting || !self.waking.is_empty() {
+            self.reopen();
+        }
         Ok(())
     }
 
@@ -758,7 +844,8 @@ impl Channel {
     async fn tick(&mut self) -> Result<(), End> {
         let now = Instant::now();
         let idle = self.frames.is_none() && self.events.is_none() && self.reopening.is_none() && !self.all_heard;
-        if idle && self.trouble.as_ref().is_none_or(|trouble| now >= trouble.retry_at) {
+        let wanted = !self.resting || self.attach_anew;
+        if idle && wanted && self.trouble.as_ref().is_none_or(|trouble| now >= trouble.retry_at) {
             if self.attach_anew {
                 self.retract().await;
                 self.attach().await?;
@@ -793,7 +880,7 @@ impl Channel {
     /// How much of what was received the engine has not taken in.
     async fn tell_lag(&mut self, now: Instant) {
         let consumed = self.frames.as_ref().map_or(self.heard, |frames| frames.consumed().max(self.heard));
-        let behind = if self.all_heard { 0 } else { self.kept.received().since(consumed) };
+        let behind = if self.all_heard || self.resting { 0 } else { self.kept.received().since(consumed) };
         let lag = self.rate().time_of(behind);
         let changed = lag.abs_diff(self.lag) >= Duration::from_millis(100);
         if changed && now.duration_since(self.lag_told) >= Duration::from_millis(500) {

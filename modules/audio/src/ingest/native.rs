@@ -23,11 +23,8 @@ use contracts::{
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, interval_at, sleep_until};
 use tracing::{Instrument, debug, info, info_span};
 
 /// Version, channel, two zeros, position.
@@ -66,6 +63,7 @@ async fn place(shared: &Arc<Shared>, query: StreamQuery, trace: TraceCx) -> Resu
     };
     if let Some(conversation) = shared.find(id) {
         same_audio(&query, &conversation.opening.channels)?;
+        conversation.wake().await?;
         return Ok((join(conversation)?, true));
     }
     let cx = CallCx::new(ASK_BUDGET).for_conversation(id).traced(trace);
@@ -394,8 +392,8 @@ impl Relay {
     async fn relay(&mut self, reader: &mut Reader, resumed: bool) -> Result<Farewell, Gone> {
         self.welcome(resumed).await?;
         let conversation = self.presence.conversation.clone();
-        let ping = self.shared.settings.ping();
-        let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + ping, ping);
+        let (ping, silence) = (self.shared.settings.ping(), self.shared.settings.silence());
+        let mut pings = interval_at(Instant::now() + ping, ping);
         let mut alive = Instant::now();
         let mut waiting = Waiting::default();
         let mut closing = false;
@@ -443,12 +441,12 @@ impl Relay {
                     }
                     Err(Unseated::Over) => return Ok(Farewell { code: socket::NORMAL, reason: String::new() }),
                 },
-                _ = pings.tick() => {
-                    if waiting.is_empty() && alive.elapsed() > ping * 5 / 2 {
-                        info!("the caller does not answer");
-                        return Err(Gone);
-                    }
-                    self.writer.ping().await?;
+                _ = pings.tick() => self.writer.ping().await?,
+                // While something waits the socket is not read, and its silence is ours.
+                () = sleep_until(alive + silence), if waiting.is_empty() => {
+                    info!("the caller does not answer");
+                    self.presence.silent = true;
+                    return Err(Gone);
                 }
             }
         }

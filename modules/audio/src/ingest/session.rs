@@ -2,6 +2,7 @@
 //!
 //! - All channels are admitted before any audio flows; if one is refused, the others are given back.
 //! - A caller that can come back (native) is awaited for the resume window; any other ends the conversation by leaving.
+//! - One who was not heard of for a while holds no place in the engine meanwhile: it is admitted again when it comes back.
 //! - It is closed in the record only when everything received is committed.
 
 use super::{
@@ -135,9 +136,17 @@ pub(super) enum Begin {
 }
 
 enum Control {
-    Finish { state: ConversationState, lost: Option<(Duration, &'static str)>, ended_at: Option<DateTime<Utc>> },
+    Finish {
+        state: ConversationState,
+        lost: Option<(Duration, &'static str)>,
+        ended_at: Option<DateTime<Utc>>,
+    },
     Came,
-    Gone(u64),
+    /// The socket of this number. `silent`: nothing was heard from its caller for as long as that takes to count.
+    Gone {
+        number: u64,
+        silent: bool,
+    },
     Leave,
 }
 
@@ -156,6 +165,8 @@ pub(super) struct Conversation {
 /// A socket's place in a conversation. Dropping it says that the socket has gone.
 pub(super) struct Presence {
     seat: Seat,
+    /// Its caller has not been heard of for too long.
+    pub(super) silent: bool,
     pub(super) conversation: Arc<Conversation>,
 }
 
@@ -168,7 +179,7 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        let _ = self.conversation.control.send(Control::Gone(self.seat.number));
+        let _ = self.conversation.control.send(Control::Gone { number: self.seat.number, silent: self.silent });
     }
 }
 
@@ -300,6 +311,20 @@ impl Conversation {
         self.opening.id
     }
 
+    /// Returns when every channel has a place in the engine, which one that rests has given back.
+    ///
+    /// # Errors
+    /// The engine's refusal; then the conversation rests on, and loses nothing.
+    pub(super) async fn wake(&self) -> Result<(), CallError> {
+        let waking = futures::future::try_join_all(self.doors.iter().map(Door::wake));
+        let woken = tokio::time::timeout(OPEN_BUDGET, waking).await.unwrap_or_else(|_| Err(CallError::deadline()));
+        if woken.is_err() {
+            // Others may have got theirs.
+            self.doors.iter().for_each(Door::rest);
+        }
+        woken.map(drop)
+    }
+
     /// Seats a socket; the one before it is superseded. `None`: the conversation is ending.
     pub(super) fn join(self: &Arc<Self>) -> Option<Presence> {
         if self.closing.is_cancelled() {
@@ -308,7 +333,7 @@ impl Conversation {
         let number = self.sockets.fetch_add(1, Ordering::Relaxed);
         let seat = self.audience.sit(number);
         let _ = self.control.send(Control::Came);
-        Some(Presence { seat, conversation: self.clone() })
+        Some(Presence { seat, silent: false, conversation: self.clone() })
     }
 
     /// No more audio will come: hears out what is there, commits it, closes. The first call counts.
@@ -342,6 +367,14 @@ struct Life {
     conversation: Arc<Conversation>,
     controls: mpsc::UnboundedReceiver<Control>,
     recording: Recording,
+}
+
+/// For ever where there is no such moment.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// How the hearing of a conversation ended.
@@ -391,40 +424,39 @@ impl Life {
         }
         let mut finishing = None;
         let mut gone_until: Option<Instant> = None;
+        let mut rest_at: Option<Instant> = None;
         loop {
-            let patience = async {
-                match gone_until {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (patience, rest) = (at(gone_until), at(rest_at));
             tokio::select! {
                 control = self.controls.recv() => match control {
                     Some(Control::Finish { state, lost, ended_at }) => {
                         if finishing.is_none() {
                             finishing = Some((state, ended_at));
-                            gone_until = None;
+                            (gone_until, rest_at) = (None, None);
                             self.finish(lost);
                         }
                     }
                     Some(Control::Came) => {
-                        gone_until = None;
+                        (gone_until, rest_at) = (None, None);
+                        conversation.doors.iter().for_each(Door::stay);
                         self.link(true).await;
                     }
-                    Some(Control::Gone(number)) if conversation.audience.is_seated(number) => {
+                    Some(Control::Gone { number, silent }) if conversation.audience.is_seated(number) => {
                         conversation.audience.stand(number);
                         if finishing.is_some() {
                             continue;
                         }
                         self.link(false).await;
                         if conversation.opening.source.is_resumable() {
-                            gone_until = Some(Instant::now() + self.shared.settings.resume_window());
+                            let now = Instant::now();
+                            gone_until = Some(now + self.shared.settings.resume_window());
+                            rest_at = Some(if silent { now } else { now + self.shared.settings.silence() });
                         } else {
                             finishing = Some((ConversationState::Abandoned, None));
                             self.finish(None);
                         }
                     }
-                    Some(Control::Gone(_)) => {}
+                    Some(Control::Gone { .. }) => {}
                     Some(Control::Leave) => {
                         conversation.audience.tell(Event::Leaving);
                         if !conversation.opening.source.is_resumable() && finishing.is_none() {
@@ -449,9 +481,14 @@ impl Life {
                 },
                 () = patience => {
                     info!(conversation = %conversation.id(), "the caller did not come back");
-                    gone_until = None;
+                    (gone_until, rest_at) = (None, None);
                     finishing = Some((ConversationState::Abandoned, None));
                     self.finish(None);
+                }
+                () = rest => {
+                    info!(conversation = %conversation.id(), "nobody sends: the channels rest");
+                    rest_at = None;
+                    conversation.doors.iter().for_each(Door::rest);
                 }
             }
         }

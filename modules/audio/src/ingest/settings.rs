@@ -30,7 +30,8 @@ pub struct IngestSettings {
     pub max_uploads: usize,
     /// A Deepgram socket that has sent nothing for this long is closed, in ms. Default 10000.
     pub deepgram_idle_ms: u64,
-    /// A native caller is pinged this often, in ms; one that has not answered for two and a half times as long is gone. Default 5000.
+    /// A native caller is pinged this often, in ms; one that was not heard of for 2.4 times as long is gone, and its place in the engine
+    /// goes to others until it comes back. Default 5000.
     pub ping_ms: u64,
     /// How long a session goes on without the audio module, trying again, before it is ended with an error, in ms. Default 60000.
     pub audio_patience_ms: u64,
@@ -92,6 +93,10 @@ impl IngestSettings {
     }
     pub(crate) fn ping(&self) -> Duration {
         Duration::from_millis(self.ping_ms)
+    }
+    /// Not heard of for so long, a native caller is gone.
+    pub(crate) fn silence(&self) -> Duration {
+        self.ping() * 12 / 5
     }
     pub(crate) fn move_within(&self) -> Duration {
         Duration::from_millis(self.move_within_ms)

@@ -1,4 +1,5 @@
 use super::support::*;
+use crate::ingest::IngestSettings;
 use actix_web::{App, test as web_test};
 use contracts::{CallError, ConversationId, conversation::ConversationState};
 use serde_json::Value;
@@ -58,6 +59,71 @@ async fn a_caller_who_comes_back_loses_and_repeats_nothing() {
     assert_eq!(caller.rest().await.1, 1000);
     assert_eq!(house.said(id, 0), ["200 300 400 500 600 700 800 900 1000", "1600 1700 1800"]);
     assert_eq!(house.ear.opened.lock().len(), 1, "the engine never noticed");
+}
+
+/// Two channels, and a caller whose connection has died without either end being told: it neither sends nor answers pings.
+async fn half_open(house: &House, sound: &[u8]) -> (Caller, ConversationId) {
+    let mut caller = house.connect(&format!("{PATH}&channels=2")).await.unwrap();
+    let id = id_of(&caller.message().await);
+    caller.audio(0, 0, sound).await;
+    caller.audio(1, 0, sound).await;
+    caller.until("partial").await;
+    assert_eq!(house.ear.places(), 2);
+    (caller, id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_caller_gives_its_places_to_others_and_goes_on_where_it_was() {
+    let house = house_with(IngestSettings { ping_ms: 300, ..settings() }).await;
+    let all = [quiet(200), loud(900), quiet(500), loud(300), quiet(600)].concat();
+    let (silent, id) = half_open(&house, &all[..700 * MS]).await;
+    house.until_places(0).await;
+    assert_eq!((house.ingest.live(), house.view(id).await.conversation.state), (1, ConversationState::Live), "it is awaited");
+
+    // Others have the places now: it is told to come back, and loses nothing by that.
+    let again = format!("{PATH}&channels=2&conversation={id}");
+    *house.ear.refuse.lock() = Some(CallError::busy(Duration::from_secs(3), "all 2 channels are taken"));
+    let (status, headers, _) = house.connect(&again).await.err().unwrap();
+    assert_eq!((status, headers["retry-after"].to_str().unwrap()), (503, "3"));
+    assert_eq!((house.ear.places(), house.ingest.live()), (0, 1));
+    *house.ear.refuse.lock() = None;
+
+    let mut caller = house.connect(&again).await.unwrap();
+    let welcome = caller.message().await;
+    assert_eq!((id_of(&welcome), welcome["resumed"].as_bool()), (id, Some(true)));
+    for channel in 0..2u8 {
+        let safe = welcome["channels"][usize::from(channel)]["safe"].as_u64().unwrap() as usize;
+        caller.audio(channel, safe, &all[safe..]).await;
+    }
+    caller.text(r#"{"type":"close"}"#).await;
+    assert_eq!(caller.rest().await.1, 1000);
+    for channel in 0..2 {
+        assert_eq!(house.said(id, channel), ["200 300 400 500 600 700 800 900 1000", "1600 1700 1800"]);
+    }
+    assert_eq!(house.ear.opened.lock().len(), 4, "each channel was admitted twice");
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_channel_that_is_admitted_again_alone_gives_its_place_back() {
+    let house = house_with(IngestSettings { ping_ms: 300, ..settings() }).await;
+    let (_silent, id) = half_open(&house, &loud(300)).await;
+    house.until_places(0).await;
+    *house.ear.room.lock() = Some(1);
+    let (status, ..) = house.connect(&format!("{PATH}&channels=2&conversation={id}")).await.err().unwrap();
+    assert_eq!(status, 503);
+    house.until_places(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_caller_who_stays_away_is_heard_out_before_its_call_is_closed() {
+    let house = house_with(IngestSettings { ping_ms: 300, resume_window_ms: 1000, ..settings() }).await;
+    let (_silent, id) = half_open(&house, &[quiet(200), loud(400)].concat()).await;
+    house.until_places(0).await;
+    assert_eq!(house.until_closed(id).await, ConversationState::Abandoned);
+    for channel in 0..2 {
+        assert_eq!((house.said(id, channel), house.end(id, channel)), (vec!["200 300 400 500".to_owned()], 600 * MS as u64));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,8 @@ pub(super) fn quiet(ms: usize) -> Vec<u8> {
 pub(super) struct Loudness {
     /// `open` answers with this.
     pub(super) refuse: Arc<Mutex<Option<CallError>>>,
+    /// So many more sessions are admitted.
+    pub(super) room: Arc<Mutex<Option<usize>>>,
     /// A session breaks after taking in this much.
     pub(super) break_after: Arc<Mutex<Option<(u64, CallError)>>>,
     pub(super) opened: Arc<Mutex<Vec<StreamSpec>>>,
@@ -54,6 +56,9 @@ impl Audio for Loudness {
     async fn open(&self, _cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
         if let Some(error) = self.refuse.lock().clone() {
             return Err(error);
+        }
+        if let Some(room) = &mut *self.room.lock() {
+            *room = room.checked_sub(1).ok_or_else(|| CallError::busy(Duration::from_secs(1), "no place is left"))?;
         }
         self.opened.lock().push(spec.clone());
         let model = ModelInfo { name: "loudness".into(), version: "1".into(), family: "test".into() };
@@ -216,6 +221,13 @@ impl Ear {
     }
 }
 
+impl Loudness {
+    /// Sessions open now: the places that are taken.
+    pub(super) fn places(&self) -> usize {
+        self.movers.lock().iter().filter(|mover| !mover.is_over()).count()
+    }
+}
+
 /// A server on a free port, with the record's side played by [`recorder`].
 pub(super) struct House {
     pub(super) ear: Loudness,
@@ -321,6 +333,17 @@ impl House {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("{} conversations are still open", self.ingest.live());
+    }
+
+    /// Waits until so many places in the engine are taken.
+    pub(super) async fn until_places(&self, places: usize) {
+        for _ in 0..200 {
+            if self.ear.places() == places {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{} places are taken, not {places}", self.ear.places());
     }
 
     /// What a channel holds, as words; checks that it has neither hole nor overlap.
