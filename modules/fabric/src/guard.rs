@@ -16,7 +16,7 @@ use contracts::{CallCx, CallError, ErrorKind, EventStream, Origin, Retry, TraceC
 use futures::{FutureExt, StreamExt};
 use platform::trace::{self, Side};
 use prost::Message;
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, pin::pin, time::SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -88,8 +88,10 @@ struct Timer<'a> {
 impl Timer<'_> {
     fn ended<T>(&mut self, answer: &Result<T, CallError>) {
         self.answered = true;
-        self.meter.record(self.began.elapsed(), answer);
+        let took = self.began.elapsed();
+        self.meter.record(took, answer);
         for span in self.spans.iter_mut().flatten() {
+            span.took(took);
             match answer {
                 Ok(_) => span.note("outcome", "ok"),
                 Err(error) => {
@@ -128,29 +130,33 @@ impl Meter {
         if self.locality == Locality::Routed || !trace::wants(&bounds.trace) {
             return None;
         }
-        let span = |verb: &str, side, own, above| {
-            let mut span = trace::Span::begin(format!("{verb} {}.{}", self.module, self.method), side, own, above);
+        let now = SystemTime::now();
+        let span = |name, side, own, above| {
+            let mut span = trace::Span::begun_at(now, name, side, own, above);
             span.note("locality", self.locality.name());
             span
         };
+        let (call, serve) = (self.call, self.serve);
         let Bounds { trace, above, below, .. } = *bounds;
         Some(match self.locality {
-            Locality::Local => [span("call", Side::Caller, trace, above), span("serve", Side::Callee, below, trace)],
-            Locality::Remote => [span("call", Side::Caller, trace, above), trace::Span::none()],
-            Locality::Served | Locality::Routed => [trace::Span::none(), span("serve", Side::Callee, trace, above)],
+            Locality::Local => [span(call, Side::Caller, trace, above), span(serve, Side::Callee, below, trace)],
+            Locality::Remote => [span(call, Side::Caller, trace, above), trace::Span::none()],
+            Locality::Served | Locality::Routed => [trace::Span::none(), span(serve, Side::Callee, trace, above)],
         })
     }
 
     /// One call, or the opening of a stream.
     pub(crate) async fn call<T>(&self, bounds: Bounds, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
         let mut timer = Timer { meter: self, began: std::time::Instant::now(), spans: self.spans(&bounds), answered: false };
+        // Pinned where it is: each layer that took it by value would copy it.
+        let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
         let answer = match bounds.check() {
             Ok(()) => {
                 // The work is polled first: an answer that is there at once costs no timer.
                 let bounded = async {
                     tokio::select! {
                         biased;
-                        answer = AssertUnwindSafe(work).catch_unwind() => answer.unwrap_or_else(|panic| Err(CallError::panicked(&*panic))),
+                        answer = &mut work => answer.unwrap_or_else(|panic| Err(CallError::panicked(&*panic))),
                         reason = async { bounds.broken(true).await } => Err(reason),
                     }
                 };

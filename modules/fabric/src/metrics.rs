@@ -2,7 +2,9 @@
 
 use contracts::{CallError, ErrorKind};
 use metrics::Histogram;
+use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -68,13 +70,24 @@ pub(crate) struct Meter {
     pub(crate) module: &'static str,
     pub(crate) method: &'static str,
     pub(crate) locality: Locality,
+    /// Of the spans of either side.
+    pub(crate) call: &'static str,
+    pub(crate) serve: &'static str,
     target: Arc<str>,
     outcomes: [OnceLock<Histogram>; 1 + ErrorKind::ALL.len()],
 }
 
 impl Meter {
     pub(crate) fn new(locality: Locality, target: &Arc<str>, module: &'static str, method: &'static str) -> Self {
-        Self { module, method, locality, target: target.clone(), outcomes: [const { OnceLock::new() }; 1 + ErrorKind::ALL.len()] }
+        Self {
+            module,
+            method,
+            locality,
+            call: span_name("call", module, method),
+            serve: span_name("serve", module, method),
+            target: target.clone(),
+            outcomes: [const { OnceLock::new() }; 1 + ErrorKind::ALL.len()],
+        }
     }
 
     pub(crate) fn record<T>(&self, took: Duration, answer: &Result<T, CallError>) {
@@ -94,6 +107,19 @@ impl Meter {
         });
         histogram.record(took.as_secs_f64());
     }
+}
+
+/// Made once for each of a closed set and kept for ever: a call must not write its name anew.
+fn span_name(verb: &str, module: &str, method: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let name = format!("{verb} {module}.{method}");
+    let mut names = NAMES.lock();
+    if let Some(known) = names.get(name.as_str()) {
+        return known;
+    }
+    let name: &'static str = name.leak();
+    names.insert(name);
+    name
 }
 
 #[cfg(test)]

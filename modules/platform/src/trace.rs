@@ -37,6 +37,9 @@ pub struct Settings {
 }
 
 static EXPORT: OnceLock<BatchSpanProcessor> = OnceLock::new();
+static SCOPE: OnceLock<InstrumentationScope> = OnceLock::new();
+/// What most spans note.
+const ATTRIBUTES: usize = 4;
 
 /// Exports this process's spans from now on, under the name of what it hosts; once per process, in its runtime.
 pub fn start(settings: &Settings, roles: &str) -> anyhow::Result<()> {
@@ -108,12 +111,12 @@ impl Span {
             name: name.into(),
             start_time: began,
             end_time: began,
-            attributes: vec![],
+            attributes: Vec::with_capacity(ATTRIBUTES),
             dropped_attributes_count: 0,
             events: Default::default(),
             links: Default::default(),
             status: Status::Unset,
-            instrumentation_scope: InstrumentationScope::builder("quickcomm").build(),
+            instrumentation_scope: SCOPE.get_or_init(|| InstrumentationScope::builder("quickcomm").build()).clone(),
         })))
     }
 
@@ -128,6 +131,13 @@ impl Span {
         }
     }
 
+    /// How long it was, where that is known already; otherwise it ends when it is dropped.
+    pub fn took(&mut self, time: Duration) {
+        if let Some(span) = &mut self.0 {
+            span.end_time = span.start_time + time;
+        }
+    }
+
     /// It ended badly.
     pub fn failed(&mut self, why: impl Into<Cow<'static, str>>) {
         if let Some(span) = &mut self.0 {
@@ -139,7 +149,9 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         if let (Some(mut span), Some(processor)) = (self.0.take(), EXPORT.get()) {
-            span.end_time = SystemTime::now();
+            if span.end_time == span.start_time {
+                span.end_time = SystemTime::now();
+            }
             processor.on_end(*span);
         }
     }

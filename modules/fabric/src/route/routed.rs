@@ -11,9 +11,10 @@ use contracts::{
     inference::{Analyze, Insight, Label, Summarize, SummaryItem, TierStatus},
 };
 use futures::StreamExt;
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tracing::info;
 
+/// The router's part of a call is pinned in place: by value it would be copied into each layer around it.
 pub(super) struct Routed<T: ?Sized, M> {
     pub(super) router: Arc<Router<T>>,
     pub(super) methods: M,
@@ -60,13 +61,13 @@ impl Audio for Routed<dyn Audio, Hearing> {
 impl Inference for Routed<dyn Inference, Understanding> {
     async fn analyze(&self, mut cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
         let bounds = self.methods.analyze.enter(&mut cx);
-        let work = self.router.shadowed(
+        let work = pin!(self.router.shadowed(
             ANALYZE,
             |one: &Vec<_>, other| say_the_same(one, other),
             cx,
             request,
             |peer, cx, request| async move { peer.analyze(cx, request).await },
-        );
+        ));
         self.methods.analyze.call(bounds, work).await
     }
 
@@ -74,12 +75,13 @@ impl Inference for Routed<dyn Inference, Understanding> {
         let bounds = self.methods.summarize.enter(&mut cx);
         let work =
             self.router.call(SUMMARIZE, cx, request, |peer, cx, request| async move { begin(peer.summarize(cx, request).await?).await });
+        let work = pin!(work);
         self.methods.summarize.call(bounds, async { Ok(work.await?.0) }).await
     }
 
     async fn tiers(&self, mut cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
         let bounds = self.methods.tiers.enter(&mut cx);
-        let work = self.router.call(TIERS, cx, (), |peer, cx, ()| async move { peer.tiers(cx).await });
+        let work = pin!(self.router.call(TIERS, cx, (), |peer, cx, ()| async move { peer.tiers(cx).await }));
         self.methods.tiers.call(bounds, async { Ok(work.await?.0) }).await
     }
 }
@@ -106,7 +108,7 @@ fn say_the_same(one: &[Insight], other: &[Insight]) -> bool {
 macro_rules! ask {
     ($self:ident, $cx:ident, $method:expr, $name:ident, $request:expr) => {{
         let bounds = $self.methods.$name.enter(&mut $cx);
-        let work = $self.router.call($method, $cx, $request, |peer, cx, request| async move { peer.$name(cx, request).await });
+        let work = pin!($self.router.call($method, $cx, $request, |peer, cx, request| async move { peer.$name(cx, request).await }));
         $self.methods.$name.call(bounds, async { Ok(work.await?.0) }).await
     }};
 }
