@@ -2,7 +2,7 @@
 CARGO ?= cargo
 BIN   := target/release/quickcomm
 
-.PHONY: run demo test bench profile models dashboard build lint
+.PHONY: run demo test faults bench profile models dashboard build lint
 
 run: models dashboard build ## fetch, build and start, on SQLite and loopback only
 	$(BIN) serve $(ARGS)
@@ -26,6 +26,9 @@ build:
 
 test: models dashboard ## everything: units, contract suites, journeys, real SDKs, the browser
 	.ci/test
+
+faults: models ## the faults among the tests, many more times: FAULTS=200 of each kind
+	.ci/faults
 
 bench: models ## every figure of the README
 	.ci/bench

@@ -2,10 +2,14 @@
 
 use crate::{
     calls::{all, check_kept, recorded_text},
-    support::{Server, demo_calls, eventually, models, script_text, words},
+    support::{
+        Server, demo_calls, eventually,
+        faults::{Tally, times},
+        models, script_text, words,
+    },
 };
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types::Text};
-use quickcomm::{cli::demo::speak, client::ServerMessage};
+use quickcomm::{calls::DemoCall, cli::demo::speak, client::ServerMessage};
 use std::{
     io::{BufRead, BufReader},
     path::Path,
@@ -38,11 +42,20 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
         return;
     }
     let call = demo_calls().into_iter().find(|c| c.encoding == contracts::Encoding::Mulaw).expect("a telephony call is bundled");
-    let data = tempfile::tempdir().unwrap();
-    let mut server = Server::start(data.path(), &[], &[]);
-    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
+    let mut tally = Tally::of("F04", times(2));
+    for finals in [3, 1, 4, 2, 5].into_iter().cycle() {
+        if tally.is_whole() {
+            break;
+        }
+        let data = tempfile::tempdir().unwrap();
+        tally.survived(speak_while_it_is_killed(&call, data.path(), finals).await);
+    }
+}
 
-    // Twice, in the middle of an utterance: after a partial that follows a few finals.
+/// Twice, in the middle of an utterance: after a partial that follows so many finals, and so many more. Says how often it was.
+async fn speak_while_it_is_killed(call: &DemoCall, data: &Path, after: usize) -> usize {
+    let mut server = Server::start(data, &[], &[]);
+    let (id, mut events) = speak(call, &server.http, None).await.unwrap();
     let mut kills = 0;
     let (mut finals, mut welcomes) = (0, 0);
     while let Some(event) = events.recv().await {
@@ -52,7 +65,7 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
                 welcomes += 1;
             }
             ServerMessage::Final(_) => finals += 1,
-            ServerMessage::Partial { .. } if kills < 2 && finals >= 3 * (kills + 1) => {
+            ServerMessage::Partial { .. } if kills < 2 && finals >= after * (kills + 1) => {
                 kills += 1;
                 server.kill_and_restart();
             }
@@ -64,7 +77,7 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
     // What stands in the record is the call: once, in order, without a hole.
     for channel in 0..2u8 {
         let heard = recorded_text(&server, &id.to_string(), channel.into()).await;
-        let (errors, of) = words::errors(&script_text(&call, channel), &heard);
+        let (errors, of) = words::errors(&script_text(call, channel), &heard);
         assert!(errors * 100 <= of * 8, "channel {channel}: {errors} errors in {of} words: {heard}");
     }
     let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
@@ -74,7 +87,8 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
     ids.dedup();
     assert_eq!(ids.len(), rows.len());
     server.kill();
-    check_database(data.path());
+    check_database(data);
+    kills
 }
 
 #[tokio::test(flavor = "multi_thread")]

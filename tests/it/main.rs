@@ -8,6 +8,7 @@ mod calls;
 mod certs;
 mod crash;
 mod deepgram_sdk;
+mod killed;
 mod layering;
 mod moving;
 mod route;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each journey uses its part
 
+pub mod faults;
+pub mod wire;
 pub mod words;
 
 use parking_lot::Mutex;
@@ -104,13 +106,27 @@ impl Server {
 
     /// Turns a dial, as `quickcomm route` does.
     pub async fn turn(&self, module: &str, turn: Value) -> Value {
+        self.try_turn(module, &turn).await.unwrap_or_else(|refused| panic!("{module} with {turn}: {refused}"))
+    }
+
+    /// The same, or the refusal.
+    pub async fn try_turn(&self, module: &str, turn: &Value) -> Result<Value, String> {
         let url = format!("{}/admin/routes/{module}", self.admin);
         let request = reqwest::Client::new().put(&url).header("content-type", "application/json").body(turn.to_string());
         let answer = request.send().await.unwrap_or_else(|e| panic!("{url}: {e}"));
         let status = answer.status();
         let text = answer.text().await.expect("the answer is text");
-        assert!(status.is_success(), "{url} with {turn}: {status}: {text}");
-        serde_json::from_str(&text).expect("the answer is JSON")
+        if status.is_success() { Ok(serde_json::from_str(&text).expect("the answer is JSON")) } else { Err(format!("{status}: {text}")) }
+    }
+
+    /// What the admin port says of a counter or gauge, all its labels together; 0 before it was first counted.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("the admin port answers").text().await.expect("text");
+        let of = |line: &str| -> Option<f64> {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse().ok()).flatten()
+        };
+        text.lines().filter_map(of).sum()
     }
 
     pub fn pid(&self) -> u32 {
