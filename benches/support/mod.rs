@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each bench uses its part
 
+pub mod collector;
 pub mod load;
 
 use std::{
@@ -22,9 +23,15 @@ pub struct Server {
 
 impl Server {
     pub fn start(data: &Path, env: &[(&str, &str)]) -> Self {
+        Self::start_as(data, &[], env)
+    }
+
+    /// With options such as its roles.
+    pub fn start_as(data: &Path, options: &[&str], env: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
             .args(["serve", "--json", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"])
             .arg(data)
+            .args(options)
             .envs(env.iter().copied())
             .env("QUICKCOMM_LOG__FILTER", "warn")
             .current_dir(ROOT)
