@@ -2,9 +2,10 @@
 //! its event is back.
 //!
 //! Rows: the bare trait; decorated local, as the product calls it (routing table, policies, metrics, spans that are exported); Unix socket,
-//! TCP, TCP with certificates, each with all of that at both ends; and a bare tonic echo of messages as large. One caller asks again as soon
-//! as it is answered; of a hundred each asks once in 20 ms, as callers' frames come. Client and server share this process and its two
-//! threads, so CPU contains both sides' work. Places take turns, so that a disturbance of the machine falls on each alike.
+//! TCP, TCP with certificates, each with all of that at both ends; two of them without spans; and a bare tonic echo of messages as large.
+//! One caller asks again as soon as it is answered, which makes more spans than a product ever would; of a hundred each asks once in 20 ms,
+//! as callers' frames come. Client and server share this process and its two threads, so CPU contains both sides' work. Places take turns,
+//! so that a disturbance of the machine falls on each alike.
 //! `call_overhead -- 'decorated local'` measures one of them.
 
 #[path = "support/collector.rs"]
@@ -90,7 +91,12 @@ impl Audio for Instantly {
 /// Somewhere that answers.
 #[derive(Clone)]
 enum Way {
-    Module(Arc<dyn Inference>, Arc<dyn Audio>),
+    Module {
+        inference: Arc<dyn Inference>,
+        audio: Arc<dyn Audio>,
+        /// Every call has its spans, and they are exported.
+        traced: bool,
+    },
     Echo(Channel),
 }
 
@@ -101,16 +107,28 @@ enum Line {
 }
 
 impl Way {
+    fn cx(&self) -> CallCx {
+        let sampled = matches!(self, Self::Module { traced: true, .. });
+        CallCx::new(Duration::from_secs(60)).traced(TraceCx { sampled, ..TraceCx::root() })
+    }
+
+    fn untraced(self) -> Self {
+        match self {
+            Self::Module { inference, audio, .. } => Self::Module { inference, audio, traced: false },
+            echo => echo,
+        }
+    }
+
     async fn ask(&self, cx: CallCx) {
         match self {
-            Self::Module(inference, _) => drop(inference.tiers(cx).await.expect("an answer")),
+            Self::Module { inference, .. } => drop(inference.tiers(cx).await.expect("an answer")),
             Self::Echo(channel) => drop(echo::unary(channel, Bytes::new()).await.expect("an answer")),
         }
     }
 
     async fn open(&self, cx: CallCx) -> Line {
         match self {
-            Self::Module(_, audio) => {
+            Self::Module { audio, .. } => {
                 let spec = StreamSpec::live(Encoding::Linear16, SampleRate::HZ_16000);
                 Line::Session(Box::new(audio.open(cx, spec).await.expect("a session")))
             }
@@ -156,15 +174,11 @@ impl Taken {
     }
 }
 
-fn cx() -> CallCx {
-    CallCx::new(Duration::from_secs(60)).traced(TraceCx::root())
-}
-
 /// One caller: again and again.
 async fn alone(way: Way, kind: Kind, calls: usize) -> Vec<Duration> {
     let mut each = Vec::with_capacity(calls);
-    let mut line = if kind == Kind::Frames { Some(way.open(cx()).await) } else { None };
-    let cx = cx();
+    let mut line = if kind == Kind::Frames { Some(way.open(way.cx()).await) } else { None };
+    let cx = way.cx();
     for n in 0..calls {
         if n % BURST == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -183,8 +197,8 @@ async fn alone(way: Way, kind: Kind, calls: usize) -> Vec<Duration> {
 /// One of many: once in 20 ms.
 async fn among_many(way: Way, kind: Kind, number: usize, calls: usize) -> Vec<Duration> {
     let mut each = Vec::with_capacity(calls);
-    let mut line = if kind == Kind::Frames { Some(way.open(cx()).await) } else { None };
-    let cx = cx();
+    let mut line = if kind == Kind::Frames { Some(way.open(way.cx()).await) } else { None };
+    let cx = way.cx();
     let begin = tokio::time::Instant::now() + Duration::from_millis(100) + EVERY * number as u32 / MANY as u32;
     for n in 0..calls {
         tokio::time::sleep_until(begin + EVERY * n as u32).await;
@@ -265,7 +279,7 @@ fn dialed(network: &Network, endpoint: Option<&str>) -> anyhow::Result<Way> {
         &place,
         Arc::new(move |endpoint| Ok((other.audio(endpoint)?, other.health(endpoint)?))),
     )?;
-    Ok(Way::Module(inference, audio))
+    Ok(Way::Module { inference, audio, traced: true })
 }
 
 /// A process with all roles, and its certificate in `folder`.
@@ -296,10 +310,12 @@ async fn main() -> anyhow::Result<()> {
     let [unix_at, tcp_at, tls_at] = [&unix, &tcp, &tls].map(|server| server.address().to_owned());
     let servers = [unix, tcp, tls].map(|server| tokio::spawn(server.run(stop.clone())));
     let places = [
-        ("bare trait", Way::Module(Arc::new(Instantly), Arc::new(Instantly))),
+        ("bare trait", Way::Module { inference: Arc::new(Instantly), audio: Arc::new(Instantly), traced: false }),
+        ("decorated local, not traced", dialed(&Network::default(), None)?.untraced()),
         ("decorated local", dialed(&Network::default(), None)?),
         ("Unix socket", dialed(&Network::default(), Some(&unix_at))?),
         ("bare tonic echo, Unix socket", Way::Echo(echo::over_unix(folder.path().join("echo.sock")).await?)),
+        ("TCP, not traced", dialed(&Network::default(), Some(&tcp_at))?.untraced()),
         ("TCP", dialed(&Network::default(), Some(&tcp_at))?),
         ("bare tonic echo, TCP", Way::Echo(echo::over_tcp().await?)),
         ("TCP with certificates", dialed(&sealed, Some(&tls_at))?),
