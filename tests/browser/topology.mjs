@@ -4,8 +4,8 @@ import { expect, journey } from "./journey.mjs";
 
 const [url, screenshots] = process.argv.slice(2);
 
-// Chromium logs every answer of 409; this journey asks for one.
-await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }, expected: /409/ }, async (page, shoot) => {
+// Chromium logs every refusal; this journey asks for one.
+await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }, expected: /422/ }, async (page, shoot) => {
   await page.goto(`${url}/topology`, { waitUntil: "domcontentloaded" });
   const dial = page.getByTestId("dial-inference");
   const stands = dial.getByTestId("dial-stands");
