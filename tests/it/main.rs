@@ -10,6 +10,7 @@ mod crash;
 mod deepgram_sdk;
 mod layering;
 mod moving;
+mod postgres;
 mod route;
 mod seeing;
 mod split;

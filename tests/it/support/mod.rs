@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each journey uses its part
 
+pub mod postgres;
 pub mod words;
 
 use parking_lot::Mutex;

@@ -108,14 +108,14 @@ pub(super) fn apply(conn: &mut Conn) -> Result<Vec<String>, String> {
     }
     let ran = state(conn).and_then(|state| {
         state.refuse_newer()?;
-        let ran = match conn {
-            Conn::Sqlite(c) => c.run_pending_migrations(SQLITE).map_err(|e| e.to_string())?.iter().map(ToString::to_string).collect(),
+        match conn {
+            Conn::Sqlite(c) => c.run_pending_migrations(SQLITE).map(drop).map_err(|e| e.to_string())?,
             Conn::Postgres(c) => {
                 let c: &mut PgConn = c;
-                c.run_pending_migrations(POSTGRES).map_err(|e| e.to_string())?.iter().map(ToString::to_string).collect()
+                c.run_pending_migrations(POSTGRES).map(drop).map_err(|e| e.to_string())?;
             }
-        };
-        Ok(ran)
+        }
+        Ok(state.pending)
     });
     if let Conn::Postgres(c) = conn {
         let _ = c.batch_execute(&format!("SELECT pg_advisory_unlock({ALONE})")); // goes with the connection in any case

@@ -109,13 +109,10 @@ pub(super) struct Entry {
     subject: String,
     created_at: NaiveDateTime,
     /// Nothing can come before it any more.
-    settled: bool,
+    pub(super) settled: bool,
 }
 
 impl Entry {
-    pub(super) fn is_settled(&self) -> bool {
-        self.settled
-    }
     pub(super) fn place(&self) -> Place {
         Place { xid: self.xid, id: self.id }
     }

@@ -31,7 +31,7 @@ async fn settled(database: &Arc<Database>, after: i64) -> (Vec<i64>, bool) {
         let entries = read_entries(&mut conn, Place::default()).expect("readable");
         commit(&mut conn).expect("ends");
         let entries: Vec<Entry> = entries.into_iter().filter(|e| e.place().id > after).collect();
-        let settled: Vec<i64> = entries.iter().take_while(|e| e.is_settled()).map(|e| e.place().id).collect();
+        let settled: Vec<i64> = entries.iter().take_while(|e| e.settled).map(|e| e.place().id).collect();
         let more = settled.len() < entries.len();
         (settled, more)
     })
