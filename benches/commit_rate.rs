@@ -1,9 +1,12 @@
-//! How fast the record commits, beside a bare write + fsync loop on the same disk in the same run.
+//! How fast the record commits, on SQLite and on PostgreSQL over a local socket, beside a bare write + fsync loop in the same run.
 //!
-//! A folder is made in FOLDER (`cargo bench --bench commit_rate -- FOLDER`; default: here) and removed. Medians of three alternating
-//! rounds. A temporary file system would show the processor, not the disk.
+//! Folders are made in FOLDER (`cargo bench --bench commit_rate -- FOLDER`; default: here), PostgreSQL's in TMPDIR, and removed. Medians of
+//! three alternating rounds. A temporary file system would show the processor, not the disk.
 
-use api::{Record, Settings};
+#[path = "../tests/it/support/postgres.rs"]
+mod postgres;
+
+use api::{Record, Settings, settings::DatabaseUrl};
 use chrono::Utc;
 use contracts::{
     CallCx, ChannelIndex, ConversationId, Conversations, Encoding, Epoch, SamplePos, SampleRate, TraceCx,
@@ -18,6 +21,8 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 const ROUNDS: usize = 3;
 /// One page and a little: what a small commit writes to SQLite's log.
@@ -28,21 +33,32 @@ const ROUND: Duration = Duration::from_secs(3);
 async fn main() -> anyhow::Result<()> {
     let at = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_else(|| ".".into());
     let folder = tempfile::tempdir_in(&at)?;
-    let record = Record::open(folder.path(), Arc::new(Memory::default()), &Settings::default()).await?;
-    let stop = tokio_util::sync::CancellationToken::new();
-    let running = tokio::spawn(record.clone().run(stop.clone()));
-
-    let mut rows: Vec<(&str, Vec<Measured>)> = vec![];
-    for _ in 0..ROUNDS {
-        note(&mut rows, "bare write + fsync, back to back", bare(folder.path(), Duration::ZERO)?);
-        note(&mut rows, "1 channel, back to back", load(&record, 1, 1, Duration::ZERO).await?);
-        note(&mut rows, "16 channels, back to back", load(&record, 16, 1, Duration::ZERO).await?);
-        note(&mut rows, "128 channels, back to back", load(&record, 128, 1, Duration::ZERO).await?);
-        note(&mut rows, "4 recorders of 64, back to back", load(&record, 4, 64, Duration::ZERO).await?);
-        note(&mut rows, "bare write + fsync, 50 per second", bare(folder.path(), Duration::from_millis(20))?);
-        note(&mut rows, "50 channels, 1 segment per second each", load(&record, 50, 1, Duration::from_secs(1)).await?);
+    let server = postgres::installed().map(|bin| postgres::Postgres::start(bin, postgres::Sync::On));
+    let mut places = vec![("SQLite", Running::start(&folder.path().join("sqlite"), Settings::default()).await?)];
+    if let Some(server) = &server {
+        let mut settings = Settings::default();
+        settings.record.url = DatabaseUrl::new(server.url("postgres", &server.database("template0")));
+        let data = folder.path().join("postgres");
+        api::record::operate::migrate(data.clone(), settings.record.clone()).await?;
+        places.push(("PostgreSQL", Running::start(&data, settings).await?));
     }
-    println!("{:<42} {:>12} {:>9} {:>9} {:>9}", "", "segments/s", "p50 ms", "p99 ms", "max ms");
+
+    let mut rows: Vec<(String, Vec<Measured>)> = vec![];
+    for _ in 0..ROUNDS {
+        note(&mut rows, "bare write + fsync, back to back".into(), bare(folder.path(), Duration::ZERO)?);
+        for (name, Running { record, .. }) in &places {
+            note(&mut rows, format!("{name}, 1 channel, back to back"), load(record, 1, 1, Duration::ZERO).await?);
+            note(&mut rows, format!("{name}, 16 channels, back to back"), load(record, 16, 1, Duration::ZERO).await?);
+            note(&mut rows, format!("{name}, 128 channels, back to back"), load(record, 128, 1, Duration::ZERO).await?);
+            note(&mut rows, format!("{name}, 4 recorders of 64, back to back"), load(record, 4, 64, Duration::ZERO).await?);
+        }
+        note(&mut rows, "bare write + fsync, 50 per second".into(), bare(folder.path(), Duration::from_millis(20))?);
+        for (name, Running { record, .. }) in &places {
+            let paced = load(record, 50, 1, Duration::from_secs(1)).await?;
+            note(&mut rows, format!("{name}, 50 channels, 1 segment per second"), paced);
+        }
+    }
+    println!("{:<46} {:>12} {:>9} {:>9} {:>9}", "", "segments/s", "p50 ms", "p99 ms", "max ms");
     for (name, rounds) in rows {
         let median = |of: fn(&Measured) -> f64| {
             let mut values: Vec<f64> = rounds.iter().map(of).collect();
@@ -50,17 +66,34 @@ async fn main() -> anyhow::Result<()> {
             values[values.len() / 2]
         };
         println!(
-            "{name:<42} {:>12.0} {:>9.2} {:>9.2} {:>9.2}",
+            "{name:<46} {:>12.0} {:>9.2} {:>9.2} {:>9.2}",
             median(|m| m.per_second),
             median(|m| m.p50),
             median(|m| m.p99),
             median(|m| m.max)
         );
     }
-    stop.cancel();
-    running.await?;
-    record.drain().await;
+    for (_, running) in places {
+        running.stop.cancel();
+        running.task.await?;
+        running.record.drain().await;
+    }
     Ok(())
+}
+
+struct Running {
+    record: Arc<Record>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(data: &Path, settings: Settings) -> anyhow::Result<Self> {
+        let record = Record::open(data, Arc::new(Memory::default()), &settings).await?;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(record.clone().run(stop.clone()));
+        Ok(Self { record, stop, task })
+    }
 }
 
 struct Measured {
@@ -70,7 +103,7 @@ struct Measured {
     max: f64,
 }
 
-fn note(rows: &mut Vec<(&'static str, Vec<Measured>)>, name: &'static str, measured: Measured) {
+fn note(rows: &mut Vec<(String, Vec<Measured>)>, name: String, measured: Measured) {
     match rows.iter_mut().find(|(known, _)| *known == name) {
         Some((_, rounds)) => rounds.push(measured),
         None => rows.push((name, vec![measured])),

@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod completions;
+pub mod db;
 pub mod demo;
 pub mod route;
 pub mod serve;
@@ -34,6 +35,8 @@ enum Command {
     Route(route::Options),
     /// Make a development authority and certificates for module calls.
     Certs(certs::Options),
+    /// Look at the record's database, or bring its schema up to date.
+    Db(db::Options),
     /// Start api, audio and inference as three processes on this machine.
     Split(split::Options),
     /// Print shell completions.
@@ -48,6 +51,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Status(options) => status::run(options).await,
         Command::Route(options) => route::run(options).await,
         Command::Certs(options) => certs::run(options).await,
+        Command::Db(options) => db::run(options).await,
         Command::Split(options) => split::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }

@@ -37,8 +37,10 @@ fn arrows_point_one_way() {
 
 #[test]
 fn names_are_spoken_only_in_their_rooms() {
-    let rooms: [(&str, &[&str]); 8] = [
+    let rooms: [(&str, &[&str]); 10] = [
         ("diesel", &["modules/api/src/record"]),
+        ("diesel_async", &["modules/api/src/record"]),
+        ("tokio_postgres", &["modules/api/src/record"]),
         (
             "actix_web",
             &[

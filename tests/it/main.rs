@@ -14,6 +14,7 @@ mod drain;
 mod killed;
 mod layering;
 mod moving;
+mod postgres;
 mod route;
 mod seeing;
 mod split;

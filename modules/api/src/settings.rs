@@ -1,6 +1,7 @@
 //! Settings of the record and its faces.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use std::fmt;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -18,10 +19,14 @@ impl Settings {
     }
 }
 
-/// How the record writes and announces.
+/// Where the record is, and how it writes and announces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecordSettings {
+    /// A PostgreSQL server, 15 or later: `postgres://USER:PASSWORD@HOST:5432/DATABASE`. Default: none, SQLite in the data folder.
+    pub url: DatabaseUrl,
+    /// How long a statement to PostgreSQL may take, in ms; then its connection is given up. Default 2000.
+    pub deadline_ms: u64,
     /// Rows that may share one transaction. Default 64.
     pub group_rows: usize,
     /// A transaction takes no further request after this long, in ms. Default 10.
@@ -32,13 +37,22 @@ pub struct RecordSettings {
     pub readers: usize,
     /// How long a segment or insight waits for what must come before it, in ms. Default 2000.
     pub park_ms: u64,
-    /// How often the relay looks for changes nobody woke it for, in ms. Default 1000.
+    /// How often the relay looks for changes nobody woke it for, in ms; on PostgreSQL at least every 200. Default 1000.
     pub relay_poll_ms: u64,
 }
 
 impl Default for RecordSettings {
     fn default() -> Self {
-        Self { group_rows: 64, group_ms: 10, queue: 1024, readers: 4, park_ms: 2_000, relay_poll_ms: 1_000 }
+        Self {
+            url: DatabaseUrl::default(),
+            deadline_ms: 2_000,
+            group_rows: 64,
+            group_ms: 10,
+            queue: 1024,
+            readers: 4,
+            park_ms: 2_000,
+            relay_poll_ms: 1_000,
+        }
     }
 }
 
@@ -47,11 +61,102 @@ impl RecordSettings {
         let within = |name: &str, value: u64, least: u64, most: u64| {
             if (least..=most).contains(&value) { Ok(()) } else { Err(format!("api.record.{name} is {value}: expected {least} to {most}")) }
         };
+        within("deadline_ms", self.deadline_ms, 100, 60_000)?;
         within("group_rows", self.group_rows as u64, 1, 10_000)?;
         within("group_ms", self.group_ms, 1, 1_000)?;
         within("queue", self.queue as u64, 1, 1_000_000)?;
         within("readers", self.readers as u64, 1, 64)?;
         within("park_ms", self.park_ms, 0, 60_000)?;
-        within("relay_poll_ms", self.relay_poll_ms, 10, 60_000)
+        within("relay_poll_ms", self.relay_poll_ms, 10, 60_000)?;
+        crate::record::check_address(self).map_err(|problem| format!("api.record.url: {problem}"))
+    }
+}
+
+/// An address that may hold a password, and is shown without it.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// With its password.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    fn hidden(&self) -> String {
+        let (address, query) = self.0.split_once('?').map_or((self.0.as_str(), None), |(address, query)| (address, Some(query)));
+        let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+        // A password may hold any sign but these, which end the part it stands in.
+        let authority = rest.split('/').next().unwrap_or_default();
+        let mut shown = String::new();
+        if !scheme.is_empty() {
+            shown += &format!("{scheme}://");
+        }
+        shown += &match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?.0, host))) {
+            Some((user, host)) => format!("{user}:****@{host}{}", &rest[authority.len()..]),
+            None => rest.to_owned(),
+        };
+        if let Some(query) = query {
+            let shown_part = |part: &str| if part.starts_with("password=") { "password=****".into() } else { part.to_owned() };
+            shown += &format!("?{}", query.split('&').map(shown_part).collect::<Vec<_>>().join("&"));
+        }
+        shown
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.hidden())
+    }
+}
+
+impl Serialize for DatabaseUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.hidden())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_without_its_password() {
+        for (url, shown) in [
+            ("postgres://me:hunter2@db.example:5432/calls", "postgres://me:****@db.example:5432/calls"),
+            ("postgres://me:p@ss:word@db/calls?sslmode=prefer", "postgres://me:****@db/calls?sslmode=prefer"),
+            ("postgres://me@db/calls?password=hunter2&connect_timeout=2", "postgres://me@db/calls?password=****&connect_timeout=2"),
+            ("postgres://me@localhost/calls", "postgres://me@localhost/calls"),
+            ("", ""),
+        ] {
+            let url = DatabaseUrl::new(url);
+            assert_eq!(serde_json::to_value(&url).expect("text"), shown);
+            assert_eq!(format!("{url:?}"), format!("{shown:?}"));
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_is_refused_without_repeating_its_password() {
+        for (url, says) in [
+            ("mysql://me:hunter2@db/calls", "no address of a PostgreSQL server"),
+            ("postgres://me:hunter2@db", "database"),
+            ("postgres://:hunter2@db/calls", "user"),
+            ("postgres://me:hunter2@db/calls?speed=11", "cannot be read"),
+            ("postgres://me@db.example/calls", "db.example is not on this machine and no password is given"),
+            ("postgres://me:@10.0.0.7/calls", "10.0.0.7"),
+            ("postgres://me:hunter2@db/calls?sslmode=require", "TLS"),
+        ] {
+            let settings = RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };
+            let refused = settings.check().expect_err(url);
+            assert!(refused.starts_with("api.record.url: ") && refused.contains(says) && !refused.contains("hunter2"), "{url}: {refused}");
+        }
+        for url in ["postgres://me@localhost/calls", "postgres://me@[::1]/calls", "postgresql://me@%2Frun%2Fpostgresql/calls", ""] {
+            let settings = RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };
+            settings.check().unwrap_or_else(|refused| panic!("{url}: {refused}"));
+        }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each journey uses its part
 
 pub mod faults;
+pub mod postgres;
 pub mod wire;
 pub mod words;
 

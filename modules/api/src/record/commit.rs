@@ -14,7 +14,7 @@ use super::{
 };
 use chrono::{NaiveDateTime, Utc};
 use contracts::{
-    Epoch, SamplePos, SampleRate, TenantId,
+    CallError, Epoch, ErrorKind, Retry, SamplePos, SampleRate, TenantId,
     audio::{SegmentBody, WordTimes, text_of},
     conversation::{CommitOutcome, Segment},
     signal::Committed,
@@ -54,22 +54,59 @@ pub(super) fn commit(
     tenant: &TenantId,
     batch: &[Segment],
 ) -> Result<Vec<CommitOutcome>, StoreError> {
-    batch.iter().map(|segment| commit_one(conn, effects, tenant, segment)).collect()
+    let mut taken = vec![];
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for segment in batch {
+        outcomes.push(commit_one(conn, effects, tenant, segment, &mut taken)?);
+    }
+    store(conn, effects, &mut taken)?;
+    Ok(outcomes)
 }
 
-fn commit_one(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, segment: &Segment) -> Result<CommitOutcome, StoreError> {
+/// How often a judgement is made anew because another process moved the channel between the statements.
+const MOST_MOVES: usize = 16;
+
+/// Rows of what is taken gather in `taken`.
+fn commit_one(
+    conn: &mut Conn,
+    effects: &mut Effects,
+    tenant: &TenantId,
+    segment: &Segment,
+    taken: &mut Vec<NewRow>,
+) -> Result<CommitOutcome, StoreError> {
     let Some(place) = Place::of(segment) else { return Ok(CommitOutcome::Mismatch) };
     let now = Utc::now().naive_utc();
-    let conversation = segment.conversation.to_string();
-    let speech = i64::from(matches!(segment.body, SegmentBody::Speech(_)));
-    if place.start == place.end {
-        return judge_stored(conn, effects, tenant, segment, &place); // nothing to store, but it may be late as well
+    for _ in 0..MOST_MOVES {
+        if let Some(rate) = advance(conn, tenant, segment, &place, now)? {
+            effects.watermarks.push(Committed {
+                conversation: segment.conversation,
+                channel: segment.channel,
+                epoch: segment.epoch,
+                next_seq: segment.seq + 1,
+                safe: segment.end,
+            });
+            taken.extend(new_row(tenant, segment, &place, rate_of(rate)?, now)?);
+            return Ok(CommitOutcome::Committed);
+        }
+        store(conn, effects, taken)?; // the judgement looks at rows
+        if let Some(outcome) = judge_stored(conn, effects, tenant, segment, &place)? {
+            return Ok(outcome);
+        }
     }
-    let taken: Option<i64> = on_conn!(conn, |c: B| {
-        diesel::update(
+    Err(CallError::new(ErrorKind::Unavailable, Retry::Safe, "the channel is being moved by another process all the time").into())
+}
+
+/// The compare-and-swap. Gives the channel's rate when it was made. An empty segment moves nothing, but it may be late as well.
+fn advance(conn: &mut Conn, tenant: &TenantId, segment: &Segment, place: &Place, now: NaiveDateTime) -> Result<Option<i64>, StoreError> {
+    if place.start == place.end {
+        return Ok(None);
+    }
+    let speech = i64::from(matches!(segment.body, SegmentBody::Speech(_)));
+    on_conn!(conn, |c: B| {
+        Ok(diesel::update(
             channels::table
                 .filter(channels::tenant_id.eq(tenant.as_str()))
-                .filter(channels::conversation_id.eq(&conversation))
+                .filter(channels::conversation_id.eq(segment.conversation.to_string()))
                 .filter(channels::channel.eq(place.channel))
                 .filter(channels::epoch.eq(place.epoch))
                 .filter(channels::next_seq.eq(place.seq))
@@ -84,32 +121,52 @@ fn commit_one(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, segment
         ))
         .returning(channels::rate)
         .get_result(c)
-        .optional()?
-    });
-    let Some(rate) = taken else { return judge_stored(conn, effects, tenant, segment, &place) };
+        .optional()?)
+    })
+}
 
-    effects.watermarks.push(Committed {
-        conversation: segment.conversation,
-        channel: segment.channel,
-        epoch: segment.epoch,
-        next_seq: segment.seq + 1,
-        safe: segment.end,
-    });
-    let rate = rate_of(rate)?;
-    let Some(row) = new_row(tenant, segment, &place, rate, now)? else { return Ok(CommitOutcome::Committed) };
-    on_conn!(conn, |c: B| {
-        let announcement = (
-            outbox::tenant_id.eq(&row.tenant_id),
-            outbox::conversation_id.eq(&row.conversation_id),
+/// Rows at once: a statement to a server is a journey, one to SQLite is cheaper prepared and repeated.
+trait Many {
+    const ROWS: usize;
+}
+
+impl Many for diesel::sqlite::Sqlite {
+    const ROWS: usize = 1;
+}
+
+impl Many for diesel::pg::Pg {
+    const ROWS: usize = 128;
+}
+
+/// Stores rows with their announcements.
+fn store(conn: &mut Conn, effects: &mut Effects, rows: &mut Vec<NewRow>) -> Result<(), StoreError> {
+    let announcement = |row: &NewRow| {
+        (
+            outbox::tenant_id.eq(row.tenant_id.clone()),
+            outbox::conversation_id.eq(row.conversation_id.clone()),
             outbox::kind.eq("utterance"),
-            outbox::subject.eq(&row.utterance_id),
-            outbox::created_at.eq(now),
-        );
-        diesel::insert_into(segments::table).values(&row).execute(c)?;
-        diesel::insert_into(outbox::table).values(announcement).execute(c)?;
+            outbox::subject.eq(row.utterance_id.clone()),
+            outbox::created_at.eq(row.created_at),
+        )
+    };
+    effects.announced |= !rows.is_empty();
+    on_conn!(conn, |c: B| {
+        for rows in rows.chunks(<B as Many>::ROWS) {
+            match rows {
+                // Its statement is prepared once; one with many rows is another for every number of them.
+                [row] => {
+                    diesel::insert_into(segments::table).values(row).execute(c)?;
+                    diesel::insert_into(outbox::table).values(announcement(row)).execute(c)?;
+                }
+                rows => {
+                    diesel::insert_into(segments::table).values(rows).execute(c)?;
+                    diesel::insert_into(outbox::table).values(rows.iter().map(announcement).collect::<Vec<_>>()).execute(c)?;
+                }
+            }
+        }
     });
-    effects.announced = true;
-    Ok(CommitOutcome::Committed)
+    rows.clear();
+    Ok(())
 }
 
 /// The segment's place in the database's numbers. `None`: no sender could mean it.
@@ -212,14 +269,14 @@ struct Stored {
     after: Option<i64>,
 }
 
-/// Reads what the compare-and-swap ran against, and judges.
+/// Reads what the compare-and-swap ran against, and judges. `None`: the channel has moved since, and would take it now.
 fn judge_stored(
     conn: &mut Conn,
     effects: &mut Effects,
     tenant: &TenantId,
     segment: &Segment,
     place: &Place,
-) -> Result<CommitOutcome, StoreError> {
+) -> Result<Option<CommitOutcome>, StoreError> {
     let conversation = segment.conversation.to_string();
     let found: Option<(i64, i64, i64)> = on_conn!(conn, |c: B| {
         channels::table
@@ -229,7 +286,10 @@ fn judge_stored(
             .optional()?
     });
     // A channel nobody opened: whoever sends it works for a record that is not this one, and must ask anew.
-    let Some((epoch, next_seq, safe)) = found else { return Ok(CommitOutcome::Stale) };
+    let Some((epoch, next_seq, safe)) = found else { return Ok(Some(CommitOutcome::Stale)) };
+    if (epoch, next_seq, safe) == (place.epoch, place.seq, place.start) && place.start < place.end {
+        return Ok(None);
+    }
     let mut stored = Stored::default();
     if place.seq < next_seq {
         let of_channel = || {
@@ -268,7 +328,7 @@ fn judge_stored(
         next_seq: next_seq as u64,
         safe: SamplePos(safe as u64),
     });
-    Ok(judge(&Stand { epoch, next_seq, safe }, &stored, place, matches!(segment.body, SegmentBody::Silence)))
+    Ok(Some(judge(&Stand { epoch, next_seq, safe }, &stored, place, matches!(segment.body, SegmentBody::Silence))))
 }
 
 /// Why a segment was not taken. Pure.

@@ -79,12 +79,12 @@ impl Conversations for Record {
         });
         let from = super::store::within(&cx, from).await?;
         let events = stream::unfold(Some(changes), move |changes| {
-            let tenant = tenant.clone();
+            let (tenant, from) = (tenant.clone(), from.clone());
             async move {
                 let mut changes = changes?;
                 loop {
                     match changes.recv().await {
-                        Ok(change) if change.id > from && change.conversation == id && change.tenant == tenant => {
+                        Ok(change) if change.conversation == id && change.tenant == tenant && !from.contains(&change) => {
                             return Some((Ok(change.event.clone()), Some(changes)));
                         }
                         Ok(_) => {}

@@ -297,17 +297,22 @@ pub(super) fn open(
 
 pub(super) fn attach(conn: &mut Conn, tenant: &TenantId, request: &Attach) -> Result<Attached, StoreError> {
     let id = request.conversation;
-    let entry = find(conn, tenant, id)?.ok_or_else(|| unknown(id))?;
-    if entry.state != ConversationState::Live.name() {
-        return Err(CallError::conflict(format!("{id} is {}: it takes no more audio", entry.state)).into());
+    // The row is touched, not only read: where several processes write, this and a close at the same time then wait for each other.
+    let now = Utc::now().naive_utc();
+    let state: Option<String> = on_conn!(conn, |c: B| {
+        diesel::update(conversations::table.find((tenant.as_str(), id.to_string())))
+            .set(conversations::updated_at.eq(now))
+            .returning(conversations::state)
+            .get_result(c)
+            .optional()?
+    });
+    let state = state.ok_or_else(|| unknown(id))?;
+    if state != ConversationState::Live.name() {
+        return Err(CallError::conflict(format!("{id} is {state}: it takes no more audio")).into());
     }
     let raised: Option<(i64, i64, i64)> = on_conn!(conn, |c: B| {
         diesel::update(channels::table.find((tenant.as_str(), id.to_string(), i64::from(request.channel.0))))
-            .set((
-                channels::epoch.eq(channels::epoch + 1),
-                channels::updated_at.eq(Utc::now().naive_utc()),
-                channels::version.eq(channels::version + 1),
-            ))
+            .set((channels::epoch.eq(channels::epoch + 1), channels::updated_at.eq(now), channels::version.eq(channels::version + 1)))
             .returning((channels::epoch, channels::safe_pos, channels::next_seq))
             .get_result(c)
             .optional()?
@@ -406,6 +411,8 @@ pub(super) fn list(
             query = query.filter(t::id.eq_any(tagged));
         }
         if let Some((started, id)) = &after {
+            // The first bound says nothing new, but lets an index begin there.
+            query = query.filter(t::started_at.le(started));
             query = query.filter(t::started_at.lt(started).or(t::started_at.eq(started).and(t::id.lt(id))));
         }
         query.load(c)?

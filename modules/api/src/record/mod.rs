@@ -3,22 +3,30 @@
 //! Invariants:
 //! - a channel's committed ranges are contiguous, never overlap, and carry one epoch at a time (`commit.rs`);
 //! - one thread writes; what waits for it is merged into one transaction, and each request has its own answer (`writer.rs`);
-//! - whatever is stored is announced after its transaction, in order, at least once (`outbox.rs`).
+//! - whatever is stored is announced after its transaction, in order, at least once (`outbox.rs`);
+//! - SQLite and PostgreSQL run the same query bodies (`store.rs`); where they differ is named in `search.rs` and `outbox.rs`.
 //!
-//! Deliberately absent: sockets, models, audio. Only this folder names diesel.
+//! Deliberately absent: sockets, models, audio. Only this folder names diesel and the databases' drivers.
 
 mod commit;
 mod contract;
 mod conversations;
+mod copy;
 mod cursor;
+mod database;
 mod folder;
 mod insights;
 mod memory;
+mod migrations;
+pub mod operate;
 mod outbox;
+mod postgres;
+mod readers;
 mod recorder;
 mod rows;
 mod schema;
 mod search;
+mod sqlite;
 mod store;
 mod talk;
 #[cfg(test)]
@@ -35,9 +43,11 @@ use contracts::{
     inference::Task,
 };
 pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
-use folder::Folder;
+use database::{Database, Use};
+pub use migrations::State as SchemaState;
 use outbox::Announcer;
 use platform::bus::Bus;
+use readers::Readers;
 pub use rows::{
     ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, HitConversation, HitUtterance, InsightRow, LabelRow, Page, ProvenanceRow,
     SearchHit, SnippetPart, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
@@ -47,11 +57,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use store::Readers;
 pub use talk::talk_metrics;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 use writer::Writer;
 
 /// Of one conversation, read at once.
@@ -88,7 +97,9 @@ pub struct SearchFilter {
 /// Something that has been stored, with the rows a reader needs to show it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// Place in the outbox: rises by at least one with every change.
+    /// The transaction it was stored in; 0 on SQLite. Changes are announced by (xid, id).
+    pub xid: i64,
+    /// Differs from every other change's; what one process stores has rising ones.
     pub id: i64,
     pub tenant: TenantId,
     pub conversation: ConversationId,
@@ -106,11 +117,29 @@ pub enum ChangeRows {
     Insight { insight: InsightRow, superseded: Vec<InsightId>, conversation: ConversationRow },
 }
 
+/// Which changes a read has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Of one writer, whose ids follow its commits.
+    UpTo(i64),
+    /// All that was stored by transactions before `end`, but those that were still running.
+    Ended { end: i64, running: Vec<i64> },
+}
+
+impl Position {
+    /// Whether what was read shows this change. One that it does not show will be announced.
+    pub fn contains(&self, change: &Change) -> bool {
+        match self {
+            Self::UpTo(id) => change.id <= *id,
+            Self::Ended { end, running } => change.xid < *end && !running.contains(&change.xid),
+        }
+    }
+}
+
 /// One conversation, read at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Contains every change with an id up to this one and none with a higher id.
-    pub position: i64,
+    pub position: Position,
     pub conversation: ConversationRow,
     /// Speech and gaps, by start; at most [`MOST_UTTERANCES`].
     pub utterances: Vec<UtteranceRow>,
@@ -132,24 +161,35 @@ pub enum OpenError {
     },
     #[error("cannot open the record {path}: {reason}")]
     Database { path: PathBuf, reason: String },
+    #[error("cannot use the record's database {server}: {reason}")]
+    Server { server: String, reason: String },
     #[error("the record {path} is damaged: {findings}; restore it from a copy, or move it away to start with an empty one")]
     Damaged { path: PathBuf, findings: String },
     #[error("cannot start a thread for the record")]
     Thread(#[source] io::Error),
 }
 
+/// What is wrong with the address of the record's database, if anything; it is not tried.
+pub(crate) fn check_address(settings: &RecordSettings) -> Result<(), String> {
+    postgres::Server::of(settings).map(|_| ())
+}
+
 /// The record of this process. Also the contract [`contracts::Conversations`].
 pub struct Record {
     settings: RecordSettings,
     bus: Arc<dyn Bus>,
+    database: Arc<Database>,
     readers: Readers,
+    /// One connection of its own, which holds the lock of who announces.
+    relay: Readers,
     writer: Writer,
     announcer: Arc<Announcer>,
     changes: broadcast::Sender<Arc<Change>>,
 }
 
 impl Record {
-    /// Opens the record in the folder `data`, alone: a second opener is refused. Blocks while the schema is brought up to date.
+    /// Opens the record in the folder `data`, alone: a second opener is refused. Where the settings name a PostgreSQL server, the folder is
+    /// for recordings only. Waits while SQLite's schema is brought up to date.
     pub async fn open(data: &Path, bus: Arc<dyn Bus>, settings: &Settings) -> Result<Arc<Self>, OpenError> {
         let (data, settings) = (data.to_owned(), settings.record.clone());
         let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&data, bus, settings)).await;
@@ -157,22 +197,16 @@ impl Record {
     }
 
     fn open_blocking(data: &Path, bus: Arc<dyn Bus>, settings: RecordSettings) -> Result<Arc<Self>, OpenError> {
-        let folder = Arc::new(Folder::take(data)?);
-        let path = folder.database();
-        let failed = |reason| OpenError::Database { path: path.clone(), reason };
-        let mut conn = store::connect(&folder).map_err(failed)?;
-        if folder.unclean {
-            info!(path = %path.display(), "the last run did not stop in order: looking through the record");
-            store::check_integrity(&mut conn).map_err(|findings| OpenError::Damaged { path: path.clone(), findings })?;
-        }
-        for step in store::migrate(&mut conn).map_err(failed)? {
-            info!(step, "schema step done");
-        }
-        let readers = Readers::start(&folder, settings.readers).map_err(failed)?;
+        let database = Arc::new(Database::take(data, &settings)?);
+        let conn = database.open()?;
+        let failed = |reason| database.failure(reason);
+        let readers = Readers::start(&database, Use::Reading, settings.readers).map_err(failed)?;
+        let relay = Readers::start(&database, Use::Relaying, 1).map_err(failed)?;
         let announcer = Arc::new(Announcer::default());
         let told = announcer.clone();
-        let writer = Writer::start(conn, folder, &settings, Box::new(move |effects| told.stored(effects))).map_err(OpenError::Thread)?;
-        Ok(Arc::new(Self { settings, bus, readers, writer, announcer, changes: outbox::channel() }))
+        let aftermath = Box::new(move |effects| told.stored(effects));
+        let writer = Writer::start(conn, database.clone(), &settings, aftermath).map_err(OpenError::Thread)?;
+        Ok(Arc::new(Self { settings, bus, database, readers, relay, writer, announcer, changes: outbox::channel() }))
     }
 
     /// Runs recorder and relay until `stop`, then stores what is waiting on the bus and announces it.
@@ -206,11 +240,6 @@ impl Record {
         }
     }
 
-    /// Reads made after this contain every change with an id up to it; a change with a higher id may or may not be in them.
-    pub async fn position(&self) -> Result<i64, CallError> {
-        self.readers.read("position", outbox::position).await
-    }
-
     /// A conversation whole, and from which change on to follow it.
     pub async fn snapshot(&self, tenant: &TenantId, id: ConversationId) -> Result<Snapshot, CallError> {
         let tenant = tenant.clone();
@@ -228,6 +257,9 @@ impl Record {
     /// Newest first.
     pub async fn list(&self, tenant: &TenantId, filter: &ConversationFilter, cut: &Cut) -> Result<Page<ConversationRow>, CallError> {
         let (after, limit) = (conversations::place(cut)?, cut.limit()?);
+        if [&filter.tag, &filter.intent, &filter.sentiment].into_iter().flatten().any(|name| name.contains('\0')) {
+            return Err(CallError::invalid("a filter contains a zero character"));
+        }
         let (tenant, filter) = (tenant.clone(), filter.clone());
         self.readers.read("list", move |conn| conversations::list(conn, &tenant, &filter, after, limit)).await
     }

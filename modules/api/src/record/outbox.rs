@@ -2,14 +2,17 @@
 //!
 //! Invariants:
 //! - outbox rows are announced in their order, each at least once, across restarts: the cursor moves after the announcement;
+//! - a row is passed only when no transaction can still put another before it: late commits are delayed, never skipped;
 //! - a watermark is signalled after its transaction; only the newest of a channel, because it says everything the older ones said;
 //! - nothing here delays the writer.
 //!
-//! With SQLite's one writer, the order of ids is the order of commits. On PostgreSQL it is not: there the relay must read below the
-//! oldest running transaction.
+//! With SQLite's one writer, the order of ids is the order of commits. On PostgreSQL it is not, and a reader that goes on after the highest id
+//! misses what commits late: there the order is (transaction, id), read below the oldest transaction that still runs.
+//!
+//! Every process that shares a PostgreSQL server hears all changes; the one that holds the lock also keeps the cursor and tidies up.
 
 use super::{
-    Change, ChangeRows, Record, conversations, insights,
+    Change, ChangeRows, Position, Record, conversations, insights,
     schema::{bookkeeping, outbox},
     store::{Conn, StoreError, on_conn},
     transcript,
@@ -23,7 +26,11 @@ use contracts::{
     conversation::{Conversation, RecordEvent},
     signal::{self, Committed},
 };
-use diesel::{ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, RunQueryDsl as _};
+use diesel::{
+    ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, RunQueryDsl as _,
+    dsl::sql,
+    sql_types::{BigInt, Bool, Text},
+};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeSet, HashMap},
@@ -46,6 +53,17 @@ const CURSOR_EVERY: Duration = Duration::from_secs(1);
 /// The relay's cursor belongs to the database, not to a tenant.
 const EVERYONE: &str = "";
 const CURSOR: &str = "outbox_cursor";
+const CURSOR_XID: &str = "outbox_cursor_xid";
+/// On a shared server other processes commit unheard; they are looked for at least this often.
+const SHARED_POLL: Duration = Duration::from_millis(200);
+/// Something is committed that an older transaction holds back.
+const HELD_BACK_POLL: Duration = Duration::from_millis(10);
+/// A change that waits longer than this is told to the operator.
+const OVERDUE: Duration = Duration::from_secs(5);
+/// How long rows stay for processes that follow, on a shared server.
+const KEPT: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
+/// Of the advisory lock of the process that keeps the cursor.
+const LEADER: i64 = 0x5143_4f55_5442_4f58;
 
 /// Where the writer leaves what must be told.
 #[derive(Default)]
@@ -73,36 +91,87 @@ impl Announcer {
     }
 }
 
+/// A place in the order of announcements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// Number of the transaction; 0 on SQLite, whose transactions follow one another.
+    pub(super) xid: i64,
+    pub(super) id: i64,
+}
+
 #[derive(Clone, Debug, Queryable)]
-struct Entry {
+pub(super) struct Entry {
+    xid: i64,
     id: i64,
     tenant_id: String,
     conversation_id: String,
     kind: String,
     subject: String,
     created_at: NaiveDateTime,
+    /// Nothing can come before it any more.
+    pub(super) settled: bool,
+}
+
+impl Entry {
+    pub(super) fn place(&self) -> Place {
+        Place { xid: self.xid, id: self.id }
+    }
+    fn age(&self) -> Duration {
+        (Utc::now().naive_utc() - self.created_at).to_std().unwrap_or_default()
+    }
+}
+
+/// Where databases differ: how the order of commits is spelt. Transaction and id of a [`Place`] go into the gaps.
+trait Order {
+    const XID: &'static str;
+    const BY: &'static str;
+    const AFTER: (&'static str, &'static str, &'static str);
+    const UP_TO: (&'static str, &'static str, &'static str);
+    const SETTLED: &'static str;
+}
+
+impl Order for diesel::sqlite::Sqlite {
+    const XID: &'static str = "0";
+    const BY: &'static str = "outbox.id";
+    const AFTER: (&'static str, &'static str, &'static str) = ("(0 = ", " AND outbox.id > ", ")");
+    const UP_TO: (&'static str, &'static str, &'static str) = ("(0 = ", " AND outbox.id <= ", ")");
+    const SETTLED: &'static str = "1";
+}
+
+impl Order for diesel::pg::Pg {
+    const XID: &'static str = "outbox.xid::text::bigint";
+    const BY: &'static str = "outbox.xid, outbox.id";
+    const AFTER: (&'static str, &'static str, &'static str) = ("((outbox.xid, outbox.id) > (", "::text::xid8, ", "))");
+    const UP_TO: (&'static str, &'static str, &'static str) = ("((outbox.xid, outbox.id) <= (", "::text::xid8, ", "))");
+    const SETTLED: &'static str = "(outbox.xid < pg_snapshot_xmin(pg_current_snapshot()))";
+}
+
+/// [`Order::AFTER`] or [`Order::UP_TO`] with a place in it; a macro, because the type has no short name.
+macro_rules! beside {
+    ($parts:expr, $place:expr) => {
+        sql::<Bool>($parts.0).bind::<BigInt, _>($place.xid).sql($parts.1).bind::<BigInt, _>($place.id).sql($parts.2)
+    };
 }
 
 /// Announces until `stop`, then what is left.
 pub(super) async fn relay(record: &Record, stop: &CancellationToken) {
-    let mut relay = match Relay::start(record).await {
-        Ok(relay) => relay,
-        Err(error) => {
-            error!(%error, "the relay cannot read its cursor and announces from the oldest row kept");
-            Relay { record, cursor: 0, stored: 0, store_at: Instant::now() }
-        }
-    };
-    let poll = Duration::from_millis(record.settings.relay_poll_ms);
+    let mut relay = Relay::start(record).await;
+    let mut poll = Duration::from_millis(record.settings.relay_poll_ms);
+    if record.database.is_shared() {
+        poll = poll.min(SHARED_POLL);
+    }
     loop {
         let stopping = stop.is_cancelled();
         relay.signal_watermarks().await;
+        let mut wait = poll;
         match relay.announce().await {
-            Ok(true) => continue, // a full batch: there is more
-            Ok(false) => {}
-            Err(error) => warn!(%error, "changes could not be announced; trying again"),
+            Ok(Batch::Full) => continue,
+            Ok(Batch::HeldBack) => wait = HELD_BACK_POLL,
+            Ok(Batch::Done) => {}
+            Err(error) => relay.complain(&error),
         }
-        if stopping || Instant::now() >= relay.store_at {
-            relay.store_cursor().await;
+        if stopping || Instant::now() >= relay.tidy_at {
+            relay.tidy().await;
         }
         if stopping {
             return;
@@ -111,24 +180,52 @@ pub(super) async fn relay(record: &Record, stop: &CancellationToken) {
         tokio::select! {
             () = record.announcer.wake.notified() => {}
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(poll) => {}
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }
 
 struct Relay<'a> {
     record: &'a Record,
-    /// Everything up to here has been announced by this process or an earlier one.
-    cursor: i64,
+    /// Everything up to here has been announced by this process, or by one before it. `None`: the database has not said yet.
+    cursor: Option<Place>,
     /// What the database knows of it.
-    stored: i64,
-    store_at: Instant,
+    stored: Place,
+    tidy_at: Instant,
+    /// This process keeps the cursor.
+    leads: bool,
+    complain_at: Instant,
+    alarm_at: Instant,
+}
+
+enum Batch {
+    /// There may be more.
+    Full,
+    /// The next rows wait for a transaction that was begun before theirs.
+    HeldBack,
+    Done,
 }
 
 impl<'a> Relay<'a> {
-    async fn start(record: &'a Record) -> Result<Self, CallError> {
-        let cursor = record.readers.read("outbox_cursor", read_cursor).await?;
-        Ok(Self { record, cursor, stored: cursor, store_at: Instant::now() })
+    async fn start(record: &'a Record) -> Self {
+        let now = Instant::now();
+        let mut relay =
+            Self { record, cursor: None, stored: Place::default(), tidy_at: now, leads: false, complain_at: now, alarm_at: now };
+        if let Err(error) = relay.find_place().await {
+            relay.complain(&error);
+        }
+        relay
+    }
+
+    /// Everybody goes on where the last one that kept the cursor stood, so nothing is missed whoever died when.
+    async fn find_place(&mut self) -> Result<Place, CallError> {
+        let read = self.record.relay.read("outbox_cursor", |conn| {
+            let leads = lead(conn)?;
+            Ok((leads, read_cursor(conn)?))
+        });
+        let (leads, cursor) = read.await?;
+        (self.leads, self.cursor, self.stored) = (leads, Some(cursor), cursor);
+        Ok(cursor)
     }
 
     async fn signal_watermarks(&self) {
@@ -141,87 +238,172 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// One batch. True when there may be more.
-    async fn announce(&mut self) -> Result<bool, CallError> {
-        let cursor = self.cursor;
-        let (entries, changes) = self.record.readers.read("outbox", move |conn| read_changes(conn, cursor)).await?;
-        let Some(last) = entries.last() else { return Ok(false) };
-        self.cursor = last.id;
-        let oldest = entries.iter().map(|e| e.created_at).min();
-        if let Some(waited) = oldest.and_then(|at| (Utc::now().naive_utc() - at).to_std().ok()) {
-            metrics::histogram!(names::OUTBOX_SECONDS).record(waited.as_secs_f64());
-        }
+    async fn announce(&mut self) -> Result<Batch, CallError> {
+        let cursor = match self.cursor {
+            Some(cursor) => cursor,
+            None => self.find_place().await?,
+        };
+        let (entries, changes) = self.record.relay.read("outbox", move |conn| read_changes(conn, cursor)).await?;
+        self.watch_age(entries.first().map(Entry::age));
+        let settled = entries.iter().take_while(|e| e.settled).count();
+        let Some(last) = entries[..settled].last() else {
+            return Ok(if entries.is_empty() { Batch::Done } else { Batch::HeldBack });
+        };
+        self.cursor = Some(last.place());
+        metrics::histogram!(names::OUTBOX_SECONDS).record(entries[0].age().as_secs_f64());
         metrics::counter!(names::CHANGES_TOTAL).increment(changes.len() as u64);
         for change in changes {
             let _ = self.record.changes.send(Arc::new(change)); // an error only says that nobody listens
         }
-        Ok(entries.len() as i64 == BATCH)
+        Ok(match (settled < entries.len(), entries.len() as i64 == BATCH) {
+            (true, _) => Batch::HeldBack,
+            (false, true) => Batch::Full,
+            (false, false) => Batch::Done,
+        })
     }
 
-    /// Also clears what lies behind the cursor.
-    async fn store_cursor(&mut self) {
-        self.store_at = Instant::now() + CURSOR_EVERY;
-        if self.stored == self.cursor {
-            return;
+    /// A change that cannot be announced means stale screens and caches, and only a person can end what holds it back.
+    fn watch_age(&mut self, oldest: Option<Duration>) {
+        let age = oldest.unwrap_or_default();
+        metrics::gauge!(names::OUTBOX_OLDEST).set(age.as_secs_f64());
+        if age > OVERDUE && Instant::now() >= self.alarm_at {
+            self.alarm_at = Instant::now() + OVERDUE;
+            error!(
+                age_s = age.as_secs(),
+                "changes wait to be announced: look for a transaction that does not end (pg_stat_activity, oldest xact_start)"
+            );
         }
-        let cursor = self.cursor;
+    }
+
+    fn complain(&mut self, error: &CallError) {
+        if Instant::now() >= self.complain_at {
+            self.complain_at = Instant::now() + OVERDUE;
+            warn!(%error, "changes could not be announced; trying again");
+        }
+    }
+
+    /// Of who leads: stores the cursor and clears what lies behind it.
+    async fn tidy(&mut self) {
+        self.tidy_at = Instant::now() + CURSOR_EVERY;
+        let led = self.leads;
+        match self.record.relay.read("outbox_lead", lead).await {
+            Ok(leads) => self.leads = leads,
+            Err(error) => return self.complain(&error),
+        }
+        if self.leads && !led {
+            tracing::info!("this process keeps the outbox's cursor from now on");
+        }
+        let Some(cursor) = self.cursor.filter(|cursor| self.leads && *cursor != self.stored) else { return };
+        let kept = if self.record.database.is_shared() { KEPT } else { chrono::TimeDelta::zero() };
         let cx = CallCx::new(Duration::from_secs(5));
-        match self.record.writer.ask(&cx, 1, move |conn, _| write_cursor(conn, cursor)).await {
+        match self.record.writer.ask(&cx, 1, move |conn, _| write_cursor(conn, cursor, kept)).await {
             Ok(()) => self.stored = cursor,
             Err(error) => warn!(%error, "the outbox cursor could not be stored; a restart would repeat announcements"),
         }
     }
 }
 
-fn read_cursor(conn: &mut Conn) -> Result<i64, StoreError> {
-    let cursor: Option<i64> =
-        on_conn!(conn, |c: B| bookkeeping::table.find((EVERYONE, CURSOR)).select(bookkeeping::value).first(c).optional()?);
-    Ok(cursor.unwrap_or(0))
+/// Whether this process keeps the cursor. On a shared server the lock goes with the connection it was taken on.
+fn lead(conn: &mut Conn) -> Result<bool, StoreError> {
+    let Conn::Postgres(c) = conn else { return Ok(true) };
+    let c: &mut super::postgres::PgConn = c;
+    // Taking it again would succeed, and be counted.
+    let held = format!(
+        "EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() AND database = \
+         (SELECT oid FROM pg_database WHERE datname = current_database()) AND classid::bigint = {} AND objid::bigint = {})",
+        LEADER >> 32,
+        LEADER & 0xffff_ffff
+    );
+    Ok(diesel::select(sql::<Bool>(&format!("CASE WHEN {held} THEN true ELSE pg_try_advisory_lock({LEADER}) END"))).get_result(c)?)
 }
 
-/// The newest change: all up to it are stored, and later ones have higher ids.
-pub(super) fn position(conn: &mut Conn) -> Result<i64, StoreError> {
+fn read_cursor(conn: &mut Conn) -> Result<Place, StoreError> {
+    let mut one = |name: &str| -> Result<i64, StoreError> {
+        let value: Option<i64> =
+            on_conn!(conn, |c: B| bookkeeping::table.find((EVERYONE, name)).select(bookkeeping::value).first(c).optional()?);
+        Ok(value.unwrap_or(0))
+    };
+    Ok(Place { xid: one(CURSOR_XID)?, id: one(CURSOR)? })
+}
+
+/// What this read sees of the changes.
+pub(super) fn position(conn: &mut Conn) -> Result<Position, StoreError> {
+    if let Conn::Postgres(c) = conn {
+        let c: &mut super::postgres::PgConn = c;
+        let snapshot: String = diesel::select(sql::<Text>("pg_current_snapshot()::text")).get_result(c)?;
+        return Position::of_snapshot(&snapshot).ok_or_else(|| StoreError::damaged("snapshot", snapshot));
+    }
     let newest: Option<i64> = on_conn!(conn, |c: B| outbox::table.select(diesel::dsl::max(outbox::id)).first(c)?);
     // Rows up to the cursor are deleted once they have been announced.
-    Ok(newest.unwrap_or(0).max(read_cursor(conn)?))
+    Ok(Position::UpTo(newest.unwrap_or(0).max(read_cursor(conn)?.id)))
 }
 
-fn write_cursor(conn: &mut Conn, cursor: i64) -> Result<(), StoreError> {
+impl Position {
+    /// `xmin:xmax:running,running`, as PostgreSQL writes it.
+    fn of_snapshot(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ':').skip(1);
+        let end = parts.next()?.parse().ok()?;
+        let running = parts.next()?.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
+        Some(Self::Ended { end, running })
+    }
+}
+
+fn write_cursor(conn: &mut Conn, cursor: Place, kept: chrono::TimeDelta) -> Result<(), StoreError> {
     let now = Utc::now().naive_utc();
+    for (name, value) in [(CURSOR_XID, cursor.xid), (CURSOR, cursor.id)] {
+        on_conn!(conn, |c: B| {
+            diesel::insert_into(bookkeeping::table)
+                .values((
+                    bookkeeping::tenant_id.eq(EVERYONE),
+                    bookkeeping::name.eq(name),
+                    bookkeeping::value.eq(value),
+                    bookkeeping::updated_at.eq(now),
+                ))
+                .on_conflict((bookkeeping::tenant_id, bookkeeping::name))
+                .do_update()
+                .set((bookkeeping::value.eq(value), bookkeeping::updated_at.eq(now)))
+                .execute(c)?
+        });
+    }
     on_conn!(conn, |c: B| {
-        diesel::insert_into(bookkeeping::table)
-            .values((
-                bookkeeping::tenant_id.eq(EVERYONE),
-                bookkeeping::name.eq(CURSOR),
-                bookkeeping::value.eq(cursor),
-                bookkeeping::updated_at.eq(now),
-            ))
-            .on_conflict((bookkeeping::tenant_id, bookkeeping::name))
-            .do_update()
-            .set((bookkeeping::value.eq(cursor), bookkeeping::updated_at.eq(now)))
-            .execute(c)?;
-        diesel::delete(outbox::table.filter(outbox::id.le(cursor))).execute(c)?;
+        let behind = outbox::table.filter(beside!(<B as Order>::UP_TO, cursor)).filter(outbox::created_at.le(now - kept));
+        diesel::delete(behind).execute(c)?
     });
     Ok(())
 }
 
-/// The next rows of the outbox, and what they announce, as it stands now.
-fn read_changes(conn: &mut Conn, cursor: i64) -> Result<(Vec<Entry>, Vec<Change>), StoreError> {
-    let entries: Vec<Entry> = on_conn!(conn, |c: B| {
-        outbox::table
-            .filter(outbox::id.gt(cursor))
-            .order(outbox::id)
+/// The next rows after a place, whether or not they may be passed.
+pub(super) fn read_entries(conn: &mut Conn, after: Place) -> Result<Vec<Entry>, StoreError> {
+    on_conn!(conn, |c: B| {
+        Ok(outbox::table
+            .filter(beside!(<B as Order>::AFTER, after))
+            .order(sql::<BigInt>(<B as Order>::BY))
             .limit(BATCH)
-            .select((outbox::id, outbox::tenant_id, outbox::conversation_id, outbox::kind, outbox::subject, outbox::created_at))
-            .load(c)?
-    });
-    let mut changes: Vec<Change> = Vec::with_capacity(entries.len());
-    let tenants: BTreeSet<&str> = entries.iter().map(|e| e.tenant_id.as_str()).collect();
+            .select((
+                sql::<BigInt>(<B as Order>::XID),
+                outbox::id,
+                outbox::tenant_id,
+                outbox::conversation_id,
+                outbox::kind,
+                outbox::subject,
+                outbox::created_at,
+                sql::<Bool>(<B as Order>::SETTLED),
+            ))
+            .load(c)?)
+    })
+}
+
+/// The next rows of the outbox, and what the settled ones announce, as it stands now.
+fn read_changes(conn: &mut Conn, cursor: Place) -> Result<(Vec<Entry>, Vec<Change>), StoreError> {
+    let entries = read_entries(conn, cursor)?;
+    let settled: Vec<&Entry> = entries.iter().take_while(|e| e.settled).collect();
+    let mut changes: Vec<Change> = Vec::with_capacity(settled.len());
+    let tenants: BTreeSet<&str> = settled.iter().map(|e| e.tenant_id.as_str()).collect();
     for tenant in tenants {
-        let of: Vec<&Entry> = entries.iter().filter(|e| e.tenant_id == tenant).collect();
+        let of: Vec<&Entry> = settled.iter().copied().filter(|e| e.tenant_id == tenant).collect();
         changes.extend(changes_of(conn, &TenantId::new(tenant), &of)?);
     }
-    changes.sort_by_key(|c| c.id);
+    changes.sort_by_key(|c| (c.xid, c.id));
     Ok((entries, changes))
 }
 
@@ -257,7 +439,7 @@ fn changes_of(conn: &mut Conn, tenant: &TenantId, entries: &[&Entry]) -> Result<
                 continue;
             }
         };
-        changes.push(Change { id: entry.id, tenant: tenant.clone(), conversation: conversation.id, event, rows });
+        changes.push(Change { xid: entry.xid, id: entry.id, tenant: tenant.clone(), conversation: conversation.id, event, rows });
     }
     Ok(changes)
 }

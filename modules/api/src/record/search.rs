@@ -20,6 +20,8 @@ use diesel::{
 
 const MOST_WORDS: usize = 32;
 const LONGEST_QUERY: usize = 500;
+/// As SQLite is asked for.
+const SNIPPET_WORDS: usize = 32;
 /// Around what matched in a snippet; control characters, which no speech contains.
 const HIT: char = '\u{2}';
 const END: char = '\u{3}';
@@ -28,6 +30,8 @@ const END: char = '\u{3}';
 trait Dialect {
     const MATCH: (&'static str, &'static str);
     const SNIPPET: (&'static str, &'static str);
+    /// The snippet is the whole text, to be cut here.
+    const WHOLE: bool;
     fn words(words: &[&str]) -> String;
 }
 
@@ -37,9 +41,29 @@ impl Dialect for diesel::sqlite::Sqlite {
         "(SELECT snippet(segments_fts, 0, char(2), char(3), '…', 32) FROM segments_fts WHERE segments_fts MATCH ",
         " AND segments_fts.rowid = segments.row_id)",
     );
+    const WHOLE: bool = false;
     fn words(words: &[&str]) -> String {
         let mut query = words.iter().map(|w| format!("\"{}\"", w.replace('"', "\"\""))).collect::<Vec<_>>().join(" ");
         query.push('*'); // the last word may still be being typed
+        query
+    }
+}
+
+impl Dialect for diesel::pg::Pg {
+    const MATCH: (&'static str, &'static str) = ("segments.tsv @@ to_tsquery('quickcomm', ", ")");
+    const SNIPPET: (&'static str, &'static str) = (
+        "ts_headline('quickcomm', segments.text, to_tsquery('quickcomm', ",
+        "), 'HighlightAll=true, StartSel=' || chr(2) || ', StopSel=' || chr(3))",
+    );
+    const WHOLE: bool = true; // ts_headline would begin with the first match
+    fn words(words: &[&str]) -> String {
+        // Only letters and digits are left within the quotes; what was one word with a sign in it becomes words that follow one another.
+        let plain = |word: &&str| -> String {
+            let signs_out: String = word.chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
+            format!("'{}'", signs_out.trim())
+        };
+        let mut query = words.iter().map(plain).collect::<Vec<_>>().join(" & ");
+        query.push_str(":*"); // the last word may still be being typed
         query
     }
 }
@@ -77,7 +101,7 @@ pub(super) fn page(
     if words.is_empty() {
         return Ok(Page { data: vec![], next_cursor: None });
     }
-    let mut found: Vec<Found> = on_conn!(conn, |c: B| {
+    let (mut found, whole): (Vec<Found>, bool) = on_conn!(conn, |c: B| {
         let asked = <B as Dialect>::words(words);
         let mut query = heard_segments!()
             .inner_join(conv::table.on(conv::tenant_id.eq(segments::tenant_id).and(conv::id.eq(segments::conversation_id))))
@@ -107,8 +131,11 @@ pub(super) fn page(
         if let Some(row) = before {
             query = query.filter(segments::row_id.lt(row));
         }
-        query.load(c)?
+        (query.load(c)?, <B as Dialect>::WHOLE)
     });
+    if whole {
+        found.iter_mut().for_each(|(.., snippet)| *snippet = around_hits(snippet));
+    }
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|(segment, ..)| Key::Search { row: segment.0 }.encode());
@@ -130,6 +157,19 @@ fn hit((segment, conversation, role, snippet): Found) -> Result<SearchHit, Store
         },
         snippet: parts(&snippet),
     })
+}
+
+/// At most [`SNIPPET_WORDS`], a few of them before the first hit.
+fn around_hits(marked: &str) -> String {
+    let words: Vec<&str> = marked.split(' ').collect();
+    if words.len() <= SNIPPET_WORDS {
+        return marked.to_owned();
+    }
+    let first = words.iter().position(|word| word.contains(HIT)).unwrap_or(0);
+    let from = first.saturating_sub(SNIPPET_WORDS / 4).min(words.len() - SNIPPET_WORDS);
+    let to = from + SNIPPET_WORDS;
+    let (before, after) = (if from > 0 { "…" } else { "" }, if to < words.len() { "…" } else { "" });
+    format!("{before}{}{after}", words[from..to].join(" "))
 }
 
 fn parts(marked: &str) -> Vec<SnippetPart> {
@@ -171,9 +211,21 @@ mod tests {
     }
 
     #[test]
+    fn a_long_text_is_cut_around_what_was_found() {
+        let words: Vec<String> = (0..100).map(|n| if n == 50 { format!("{HIT}fifty{END}") } else { n.to_string() }).collect();
+        let cut = around_hits(&words.join(" "));
+        assert!(cut.starts_with("…42 43") && cut.ends_with("72 73…") && cut.contains("49 \u{2}fifty\u{3} 51"), "{cut}");
+        assert_eq!(around_hits("short \u{2}hit\u{3}"), "short \u{2}hit\u{3}");
+        let late: Vec<String> = (0..40).map(|n| if n == 39 { format!("{HIT}end{END}") } else { n.to_string() }).collect();
+        assert!(around_hits(&late.join(" ")).ends_with("38 \u{2}end\u{3}"));
+    }
+
+    #[test]
     fn what_is_typed_stays_words() {
         let typed = words("  refund OR (card* \"-- NEAR ").unwrap();
         assert_eq!(<diesel::sqlite::Sqlite as Dialect>::words(&typed), r#""refund" "OR" "(card*" "NEAR"*"#);
+        assert_eq!(<diesel::pg::Pg as Dialect>::words(&typed), "'refund' & 'OR' & 'card' & 'NEAR':*");
+        assert_eq!(<diesel::pg::Pg as Dialect>::words(&["it's", "' | x:*\\"]), "'it s' & 'x':*");
         assert!(words(" \t").is_err());
         assert_eq!(words("-- ?!").unwrap(), [""; 0]);
     }

@@ -1,36 +1,22 @@
-//! Connections: which database, on which threads, and how its errors read.
+//! Connections: one type for both databases, how a transaction is spelt, and how errors read.
 //!
 //! Invariants:
-//! - a connection never leaves its thread: one thread writes (`writer.rs`), a few read, all named `record-…`;
-//! - a caller that gives up leaves nothing behind: its query ends on its thread and the answer is dropped;
+//! - a connection never leaves its thread: one thread writes (`writer.rs`), a few read (`readers.rs`), all named `record-…`;
 //! - every query body is written once, against [`Conn`], and expanded per backend by `on_conn!`.
-//!
-//! PostgreSQL becomes a second arm of [`Conn`], a blocking wrapper around its async connection; the bodies stay as they are.
 
-use super::folder::Folder;
+use super::postgres::PgConn;
 use contracts::{CallCx, CallError, ErrorKind, Retry};
-use crossbeam_channel::{Receiver, Sender, TrySendError};
 use diesel::{
-    Connection as _, RunQueryDsl as _, SqliteConnection,
-    connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _},
-    sql_types::Text,
+    Connection, SqliteConnection,
+    connection::{AnsiTransactionManager, TransactionManager as _},
+    result::{DatabaseErrorKind, Error as DieselError},
 };
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
-use libsqlite3_sys as _; // linked from its own sources, so that every machine runs the same SQLite
-use std::{
-    sync::Arc,
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
-};
-use tokio::sync::oneshot;
-
-const SQLITE: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
-/// Reads that may wait for a thread; beyond this many a caller is told to come back.
-const WAITING_READS: usize = 512;
+use std::time::Duration;
 
 /// An open connection.
 pub(super) enum Conn {
     Sqlite(SqliteConnection),
+    Postgres(Box<PgConn>),
 }
 
 /// Expands `body` once per backend, with the concrete connection and the name of its backend.
@@ -40,6 +26,12 @@ macro_rules! on_conn {
             $crate::record::store::Conn::Sqlite($c) => {
                 #[allow(dead_code)]
                 type $b = diesel::sqlite::Sqlite;
+                $body
+            }
+            $crate::record::store::Conn::Postgres($c) => {
+                #[allow(dead_code)]
+                type $b = diesel::pg::Pg;
+                let $c: &mut $crate::record::postgres::PgConn = $c;
                 $body
             }
         }
@@ -54,31 +46,82 @@ pub(super) enum StoreError {
     #[error(transparent)]
     Refused(#[from] CallError),
     #[error(transparent)]
-    Database(#[from] diesel::result::Error),
+    Database(#[from] DieselError),
     /// A row that this release cannot have written.
     #[error("the record holds {0}, which cannot be read")]
     Damaged(String),
+    /// There is no connection, and for the moment no way to one.
+    #[error("{0}")]
+    Unreachable(String),
 }
 
 impl StoreError {
     pub(super) fn damaged(what: &str, value: impl std::fmt::Display) -> Self {
         Self::Damaged(format!("the {what} {value}"))
     }
+
+    /// The connection has gone, so what it was doing may have happened or not.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Database(error) => is_lost(error),
+            Self::Refused(_) | Self::Damaged(_) => false,
+        }
+    }
+
+    /// Somebody else was at the same rows, who has ended by now: the same may succeed.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Database(DieselError::DatabaseError(kind, said)) => {
+                matches!(kind, DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::SerializationFailure)
+                    || said.message().contains("deadlock")
+            }
+            _ => false,
+        }
+    }
+}
+
+fn is_lost(error: &DieselError) -> bool {
+    match error {
+        DieselError::BrokenTransactionManager => true,
+        DieselError::RollbackErrorOnCommit { rollback_error, commit_error } => is_lost(rollback_error) || is_lost(commit_error),
+        DieselError::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, _) => true,
+        // PostgreSQL says farewell in words when it is stopped.
+        DieselError::DatabaseError(_, said) => said.message().contains("terminating connection"),
+        _ => false,
+    }
 }
 
 impl From<StoreError> for CallError {
     fn from(error: StoreError) -> Self {
-        let text = match error {
-            StoreError::Refused(refusal) => return refusal,
-            StoreError::Damaged(_) => return Self::internal(error.to_string()),
+        if error.is_lost() {
+            let detail = format!("the record's database does not answer ({error}); sending the same again is safe");
+            return Self::new(ErrorKind::Unavailable, Retry::After(Duration::from_secs(1)), detail);
+        }
+        let text = match &error {
+            StoreError::Refused(refusal) => return refusal.clone(),
+            StoreError::Damaged(_) | StoreError::Unreachable(_) => return Self::internal(error.to_string()),
+            StoreError::Database(DieselError::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _)) => {
+                "the record's database takes no writes: it is a standby, or is being moved".into()
+            }
+            StoreError::Database(DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _)) => {
+                "another process changed the same rows at the same time".into()
+            }
             StoreError::Database(error) => error.to_string(),
         };
-        // SQLite's own words; diesel passes no code on.
+        // The databases' own words; diesel passes no code on.
         let passing = [
             ("disk is full", "the disk that holds the record is full"),
+            ("No space left on device", "the disk that holds the record is full"),
             ("readonly database", "the record cannot be written: its files are read-only"),
             ("disk I/O error", "the disk that holds the record failed"),
             ("database is locked", "another process holds the record's database"),
+            ("takes no writes", "the record's database takes no writes: it is a standby, or is being moved"),
+            ("at the same time", "another process changed the same rows at the same time"),
+            ("deadlock detected", "another process changed the same rows at the same time"),
+            ("canceling statement", "the record's database took too long"),
+            ("too many connections", "the record's database has no connection left"),
+            ("remaining connection slots", "the record's database has no connection left"),
         ];
         for (theirs, ours) in passing {
             if text.contains(theirs) {
@@ -89,153 +132,39 @@ impl From<StoreError> for CallError {
     }
 }
 
-/// Opens one more connection to the database in `folder`.
-pub(super) fn connect(folder: &Folder) -> Result<Conn, String> {
-    let path = folder.database();
-    let path = path.to_str().ok_or_else(|| format!("the path {} is not valid UTF-8", path.display()))?;
-    let mut conn = SqliteConnection::establish(path).map_err(|e| e.to_string())?;
-    // FULL: a commit is on disk before it is answered. The cache is per connection, in KiB.
-    conn.batch_execute(
-        "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-         PRAGMA cache_size = -8000; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 67108864;",
-    )
-    .map_err(|e| e.to_string())?;
-    Ok(Conn::Sqlite(conn))
+fn begin_on<C: Connection>(c: &mut C) -> Result<(), StoreError> {
+    Ok(C::TransactionManager::begin_transaction(c)?)
 }
 
-/// Brings the schema up to this release. Returns the names of the migrations that ran.
-pub(super) fn migrate(conn: &mut Conn) -> Result<Vec<String>, String> {
-    let Conn::Sqlite(c) = conn;
-    let known = c.applied_migrations().map_err(|e| e.to_string())?;
-    let ours: Vec<String> = diesel::migration::MigrationSource::<diesel::sqlite::Sqlite>::migrations(&SQLITE)
-        .map_err(|e| e.to_string())?
-        .iter()
-        .map(|m| m.name().version().to_string())
-        .collect();
-    if let Some(newer) = known.iter().map(ToString::to_string).find(|v| !ours.contains(v)) {
-        return Err(format!("the record was written by a newer release (its schema has step {newer}); run that release or a later one"));
-    }
-    let ran = c.run_pending_migrations(SQLITE).map_err(|e| e.to_string())?;
-    Ok(ran.iter().map(ToString::to_string).collect())
+fn commit_on<C: Connection>(c: &mut C) -> Result<(), StoreError> {
+    Ok(C::TransactionManager::commit_transaction(c)?)
 }
 
-#[derive(diesel::QueryableByName)]
-struct Verdict {
-    #[diesel(sql_type = Text, column_name = quick_check)]
-    verdict: String,
+fn roll_back_on<C: Connection>(c: &mut C) -> Result<(), StoreError> {
+    Ok(C::TransactionManager::rollback_transaction(c)?)
 }
 
-/// Looks through the whole file; what it finds wrong, in SQLite's words.
-pub(super) fn check_integrity(conn: &mut Conn) -> Result<(), String> {
-    let Conn::Sqlite(c) = conn;
-    let rows: Vec<Verdict> = diesel::sql_query("PRAGMA quick_check(5)").load(c).map_err(|e| e.to_string())?;
-    match rows.first() {
-        Some(row) if row.verdict == "ok" => Ok(()),
-        _ => Err(rows.into_iter().map(|r| r.verdict).collect::<Vec<_>>().join("; ")),
-    }
+/// Begins a transaction: one state of the record for all reads in it. Within a transaction: a savepoint.
+pub(super) fn begin(conn: &mut Conn) -> Result<(), StoreError> {
+    on_conn!(conn, |c: B| begin_on(c))
 }
 
-/// Moves the log into the database, as far as no reader needs it, so that the next start has nothing to replay.
-pub(super) fn checkpoint(conn: &mut Conn) {
-    let Conn::Sqlite(c) = conn;
-    if let Err(error) = c.batch_execute("PRAGMA wal_checkpoint(TRUNCATE)") {
-        tracing::warn!(%error, "the write-ahead log could not be folded into the database");
-    }
-}
-
-/// Begins a transaction: one state of the record for all reads in it.
-fn begin(conn: &mut Conn) -> Result<(), StoreError> {
-    on_conn!(conn, |c: B| Ok(AnsiTransactionManager::begin_transaction(&mut *c)?))
-}
-
-/// Begins a transaction that will write: it takes the write lock at once instead of failing half way.
+/// Begins a transaction that will write. SQLite takes the write lock at once instead of failing half way.
 pub(super) fn begin_write(conn: &mut Conn) -> Result<(), StoreError> {
-    let Conn::Sqlite(c) = conn;
-    Ok(AnsiTransactionManager::begin_transaction_sql(c, "BEGIN IMMEDIATE")?)
+    match conn {
+        Conn::Sqlite(c) => Ok(AnsiTransactionManager::begin_transaction_sql(c, "BEGIN IMMEDIATE")?),
+        Conn::Postgres(c) => begin_on::<PgConn>(c),
+    }
 }
 
+/// Of a savepoint: lets it go, its changes stay in the transaction.
 pub(super) fn commit(conn: &mut Conn) -> Result<(), StoreError> {
-    on_conn!(conn, |c: B| Ok(AnsiTransactionManager::commit_transaction(&mut *c)?))
+    on_conn!(conn, |c: B| commit_on(c))
 }
 
+/// Of a savepoint: back to it.
 pub(super) fn roll_back(conn: &mut Conn) -> Result<(), StoreError> {
-    on_conn!(conn, |c: B| Ok(AnsiTransactionManager::rollback_transaction(&mut *c)?))
-}
-
-type Query = Box<dyn FnOnce(&mut Conn) + Send>;
-
-/// The reading threads. They end when this is dropped.
-pub(super) struct Readers {
-    queries: Option<Sender<Query>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Readers {
-    pub(super) fn start(folder: &Arc<Folder>, count: usize) -> Result<Self, String> {
-        let (queries, waiting) = crossbeam_channel::bounded::<Query>(WAITING_READS);
-        let mut threads = Vec::with_capacity(count);
-        for n in 0..count {
-            let mut conn = connect(folder)?;
-            let Conn::Sqlite(c) = &mut conn;
-            c.batch_execute("PRAGMA query_only = ON").map_err(|e| e.to_string())?;
-            let (waiting, folder) = (waiting.clone(), folder.clone());
-            let thread = thread::Builder::new().name(format!("record-read-{n}")).spawn(move || serve(conn, &waiting, &folder));
-            threads.push(thread.map_err(|e| format!("a reading thread could not be started: {e}"))?);
-        }
-        Ok(Self { queries: Some(queries), threads })
-    }
-
-    /// Runs `query` in a transaction of its own: it sees one state of the record, however many statements it has.
-    pub(super) async fn read<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        query: impl FnOnce(&mut Conn) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, CallError> {
-        let asked = Instant::now();
-        let (reply, answer) = oneshot::channel();
-        let run: Query = Box::new(move |conn| {
-            if reply.is_closed() {
-                return; // the caller gave up while this waited
-            }
-            let result = begin(conn).and_then(|()| {
-                let result = query(conn);
-                commit(conn)?;
-                result
-            });
-            let _ = reply.send(result); // a caller that gave up needs no answer
-        });
-        let queries = self.queries.as_ref().expect("the queue is taken only by drop");
-        match queries.try_send(run) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(CallError::busy(Duration::from_millis(200), "too many reads are waiting")),
-            Err(TrySendError::Disconnected(_)) => return Err(CallError::unavailable("the record's reading threads are gone")),
-        }
-        let result = answer.await.map_err(|_| CallError::internal(format!("the read {name:?} panicked")))?;
-        metrics::histogram!(crate::metrics::READ_SECONDS, "read" => name).record(asked.elapsed().as_secs_f64());
-        result.map_err(Into::into)
-    }
-}
-
-fn serve(mut conn: Conn, waiting: &Receiver<Query>, folder: &Folder) {
-    while let Ok(query) = waiting.recv() {
-        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| query(&mut conn)));
-        if ran.is_err() {
-            // The panic left the connection in an unknown state; its message went through the panic hook.
-            match connect(folder) {
-                Ok(fresh) => conn = fresh,
-                Err(error) => tracing::error!(%error, "a reading connection could not be opened again"),
-            }
-        }
-    }
-}
-
-impl Drop for Readers {
-    fn drop(&mut self) {
-        self.queries.take();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join(); // a panic inside a query was caught and reported
-        }
-    }
+    on_conn!(conn, |c: B| roll_back_on(c))
 }
 
 /// Waits for `answer` as long as the call lives.

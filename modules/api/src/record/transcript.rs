@@ -116,6 +116,8 @@ pub(super) fn page(
             .into_boxed::<B>();
         if let Some((start_ms, channel, seq)) = after {
             let same_start = segments::channel.gt(channel).or(segments::channel.eq(channel).and(segments::seq.gt(seq)));
+            // The first bound says nothing new, but lets an index begin there.
+            query = query.filter(segments::start_ms.ge(start_ms));
             query = query.filter(segments::start_ms.gt(start_ms).or(segments::start_ms.eq(start_ms).and(same_start)));
         }
         query.load(c)?

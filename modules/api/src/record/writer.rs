@@ -2,17 +2,24 @@
 //!
 //! Invariants:
 //! - an answer is sent after its transaction is on disk;
-//! - a request that fails is rolled back alone: the group is tried again, one transaction per request;
+//! - a request that fails is rolled back alone: its group is tried again with a savepoint for each;
+//! - a connection lost at COMMIT leaves open whether it happened: the requests run again, find by their keys what they have stored, and are
+//!   answered as if for the first time ([`Settle`]);
 //! - nothing is delayed for company: a group is what waited while the transaction before it was being written.
 //!
 //! Deliberately absent: what the requests do.
 
 use super::{
-    folder::Folder,
+    database::{Database, Use},
+    insights::Recorded,
     store::{self, Conn, StoreError},
 };
 use crate::{metrics as names, settings::RecordSettings};
-use contracts::{CallCx, CallError, signal::Committed};
+use contracts::{
+    CallCx, CallError,
+    conversation::{Attached, CommitOutcome, Conversation},
+    signal::Committed,
+};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -33,6 +40,36 @@ pub(super) struct Effects {
 /// Told after each transaction, on the writing thread: must not block.
 pub(super) type Aftermath = Box<dyn Fn(Effects) + Send>;
 
+/// What a request answers when it ran twice because nobody knows whether the first run was stored. `self` is what the first one would have
+/// answered.
+pub(super) trait Settle: Sized {
+    fn settle(self, again: Self) -> Self {
+        again
+    }
+}
+
+impl Settle for () {}
+impl Settle for Conversation {}
+/// The epoch was raised twice; the newer one counts.
+impl Settle for Attached {}
+
+impl Settle for Vec<CommitOutcome> {
+    fn settle(self, again: Self) -> Self {
+        let settle = |(first, again)| match (first, again) {
+            (CommitOutcome::Committed, CommitOutcome::Duplicate) => CommitOutcome::Committed,
+            (_, again) => again,
+        };
+        self.into_iter().zip(again).map(settle).collect()
+    }
+}
+
+impl Settle for Vec<Recorded> {
+    fn settle(self, again: Self) -> Self {
+        let settle = |(first, again)| if (first, again) == (Recorded::New, Recorded::Known) { Recorded::New } else { again };
+        self.into_iter().zip(again).map(settle).collect()
+    }
+}
+
 /// One request on its way through the writer.
 trait Work: Send {
     fn rows(&self) -> usize;
@@ -40,6 +77,8 @@ trait Work: Send {
     fn is_abandoned(&self) -> bool;
     /// May be called again after a rollback.
     fn run(&mut self, conn: &mut Conn, effects: &mut Effects) -> Result<(), StoreError>;
+    /// The run before may have been stored.
+    fn note_unknown(&mut self);
     fn answer(self: Box<Self>, failure: Option<CallError>);
 }
 
@@ -48,13 +87,15 @@ struct Request<F, T> {
     asked: Instant,
     query: F,
     result: Option<Result<T, CallError>>,
+    /// Of a run that may have been stored.
+    unknown: Option<T>,
     reply: oneshot::Sender<Result<T, CallError>>,
 }
 
 impl<F, T> Work for Request<F, T>
 where
     F: FnMut(&mut Conn, &mut Effects) -> Result<T, StoreError> + Send,
-    T: Send,
+    T: Settle + Send,
 {
     fn rows(&self) -> usize {
         self.rows
@@ -71,11 +112,18 @@ where
         });
         Ok(())
     }
+    fn note_unknown(&mut self) {
+        self.unknown = self.result.take().and_then(Result::ok).or(self.unknown.take());
+    }
     fn answer(self: Box<Self>, failure: Option<CallError>) {
         metrics::histogram!(names::WRITE_SECONDS).record(self.asked.elapsed().as_secs_f64());
         let result = match failure {
             Some(error) => Err(error),
-            None => self.result.unwrap_or_else(|| Err(CallError::internal("the request was never run"))),
+            None => match (self.unknown, self.result) {
+                (Some(first), Some(Ok(again))) => Ok(first.settle(again)),
+                (_, Some(result)) => result,
+                (_, None) => Err(CallError::internal("the request was never run")),
+            },
         };
         let _ = self.reply.send(result); // a caller that gave up needs no answer
     }
@@ -96,12 +144,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(conn: Conn, folder: Arc<Folder>, settings: &RecordSettings, aftermath: Aftermath) -> std::io::Result<Self> {
+    pub(super) fn start(conn: Conn, database: Arc<Database>, settings: &RecordSettings, aftermath: Aftermath) -> std::io::Result<Self> {
         let (orders, queue) = mpsc::channel(settings.queue);
         let (end, ended) = watch::channel(false);
         let group = Group { rows: settings.group_rows, time: Duration::from_millis(settings.group_ms) };
         thread::Builder::new().name("record-write".into()).spawn(move || {
-            write(conn, &folder, queue, group, &aftermath);
+            write(Line { conn, database: &database, aftermath: &aftermath, down_until: None }, queue, group);
             end.send_replace(true);
         })?;
         Ok(Self { orders, ended })
@@ -110,14 +158,14 @@ impl Writer {
     /// Runs `query` in the next transaction; `rows` is about how much it writes. It may run twice, after a rollback in between.
     ///
     /// The answer comes after the transaction is on disk. When the call's deadline passes first, it may still be stored.
-    pub(super) async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Settle + Send + 'static>(
         &self,
         cx: &CallCx,
         rows: usize,
         query: impl FnMut(&mut Conn, &mut Effects) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, CallError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request { rows, asked: Instant::now(), query, result: None, reply };
+        let request = Request { rows, asked: Instant::now(), query, result: None, unknown: None, reply };
         self.orders.try_send(Order::Do(Box::new(request))).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => CallError::busy(Duration::from_millis(100), "too many writes are waiting"),
             mpsc::error::TrySendError::Closed(_) => stopped(),
@@ -142,7 +190,7 @@ struct Group {
     time: Duration,
 }
 
-fn write(mut conn: Conn, folder: &Folder, mut queue: mpsc::Receiver<Order>, limit: Group, aftermath: &Aftermath) {
+fn write(mut line: Line<'_>, mut queue: mpsc::Receiver<Order>, limit: Group) {
     let mut stopping = false;
     while !stopping {
         let first = match queue.blocking_recv() {
@@ -152,7 +200,7 @@ fn write(mut conn: Conn, folder: &Folder, mut queue: mpsc::Receiver<Order>, limi
         let mut next = Some(first);
         let started = Instant::now();
         let mut rows = 0;
-        let group = run(&mut conn, folder, aftermath, || {
+        let group = line.serve(|| {
             if let Some(work) = next.take() {
                 rows += work.rows();
                 return Some(work);
@@ -181,76 +229,221 @@ fn write(mut conn: Conn, folder: &Folder, mut queue: mpsc::Receiver<Order>, limi
             work.answer(Some(stopped()));
         }
     }
-    store::checkpoint(&mut conn);
-    drop(conn);
-    folder.leave();
+    line.database.leave(line.conn);
 }
 
-/// One transaction with all that `take` gives; if that fails, one for each. Returns how many requests it served.
-fn run(conn: &mut Conn, folder: &Folder, aftermath: &Aftermath, mut take: impl FnMut() -> Option<Box<dyn Work>>) -> usize {
-    let mut group: Vec<Box<dyn Work>> = vec![];
-    let mut effects = Effects::default();
-    let outcome = guarded(|| {
-        store::begin_write(conn)?;
-        while let Some(work) = take() {
-            if work.is_abandoned() {
-                continue;
+/// How long requests of unknown outcome wait for the database to come back before they are told that it is unknown.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Between two attempts to connect again.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// The writing connection, and what is needed to get a new one.
+struct Line<'a> {
+    conn: Conn,
+    database: &'a Database,
+    aftermath: &'a Aftermath,
+    /// Until then nobody tries to connect: the last attempt failed.
+    down_until: Option<Instant>,
+}
+
+type Works = Vec<Box<dyn Work>>;
+
+impl Line<'_> {
+    /// One transaction with all that `take` gives. Returns how many requests it served.
+    fn serve(&mut self, mut take: impl FnMut() -> Option<Box<dyn Work>>) -> usize {
+        let mut group: Works = vec![];
+        if let Err(error) = self.begin() {
+            while let Some(work) = take() {
+                group.push(work);
             }
-            group.push(work);
-            let last = group.last_mut().expect("pushed just now");
-            last.run(conn, &mut effects)?;
+            let served = group.len();
+            fail(group, error);
+            return served;
         }
-        store::commit(conn)
-    });
-    let served = group.len();
-    match outcome {
-        Ok(()) => {
-            aftermath(effects);
-            for work in group {
-                work.answer(None);
-            }
-        }
-        Err(Failure::Error(error)) if served == 1 && !matches!(error, StoreError::Refused(_)) => {
-            undo(conn, folder);
-            let work = group.pop().expect("served counts the group");
-            work.answer(Some(error.into()));
-        }
-        Err(failure) => {
-            if served == 0 {
-                // Not even a transaction could begin: whoever waits next learns it, or the disk is back by then.
-                tracing::error!(%failure, "the record cannot begin a transaction");
-                undo(conn, folder);
-                if let Some(work) = take() {
-                    work.answer(Some(failure.into()));
+        let mut effects = Effects::default();
+        let ran = guarded(|| {
+            while let Some(work) = take() {
+                if work.is_abandoned() {
+                    continue;
                 }
-                return 1;
+                group.push(work);
+                let last = group.last_mut().expect("pushed just now");
+                last.run(&mut self.conn, &mut effects)?;
             }
-            metrics::counter!(names::GROUPS_SPLIT).increment(1);
-            undo(conn, folder);
-            for work in group {
-                run_alone(conn, folder, aftermath, work);
+            Ok(())
+        });
+        let served = group.len();
+        match ran.and_then(|()| self.commit(&mut group)) {
+            Ok(()) => self.tell(effects, group),
+            Err(failure) => {
+                let lost = self.undo();
+                if served == 1 && !lost && !failure.may_pass() {
+                    // Nobody to spare: what failed once by itself fails again.
+                    fail(group, failure);
+                } else {
+                    metrics::counter!(names::GROUPS_SPLIT).increment(1);
+                    self.serve_apart(group);
+                }
+            }
+        }
+        served
+    }
+
+    /// Again, with a savepoint for each; where even that fails as a whole, each in a transaction of its own.
+    fn serve_apart(&mut self, group: Works) {
+        let mut group: Works = group.into_iter().filter(|work| !work.is_abandoned()).collect();
+        if let Err(error) = self.begin_patiently() {
+            return fail(group, error);
+        }
+        let mut effects = Effects::default();
+        let mut failed: Vec<(usize, Failure)> = vec![];
+        let ran = (|| -> Result<(), Failure> {
+            for (n, work) in group.iter_mut().enumerate() {
+                let mut own = Effects::default();
+                guarded(|| store::begin(&mut self.conn))?;
+                match guarded(|| work.run(&mut self.conn, &mut own)) {
+                    Ok(()) => {
+                        guarded(|| store::commit(&mut self.conn))?;
+                        effects.take(own);
+                    }
+                    Err(failure) if failure.is_lost() => return Err(failure),
+                    Err(failure) => {
+                        guarded(|| store::roll_back(&mut self.conn))?;
+                        failed.push((n, failure));
+                    }
+                }
+            }
+            Ok(())
+        })();
+        match ran.and_then(|()| self.commit(&mut group)) {
+            Ok(()) => {
+                let (mut kept, mut again): (Works, Works) = (vec![], vec![]);
+                let mut failed = failed.into_iter().peekable();
+                for (n, work) in group.into_iter().enumerate() {
+                    match failed.next_if(|(m, _)| *m == n) {
+                        Some((_, failure)) if failure.may_pass() => again.push(work),
+                        Some((_, failure)) => work.answer(Some(failure.into())),
+                        None => kept.push(work),
+                    }
+                }
+                self.tell(effects, kept);
+                for work in again {
+                    self.serve_alone(work);
+                }
+            }
+            Err(_) => {
+                self.undo();
+                for work in group {
+                    self.serve_alone(work);
+                }
             }
         }
     }
-    served
-}
 
-fn run_alone(conn: &mut Conn, folder: &Folder, aftermath: &Aftermath, mut work: Box<dyn Work>) {
-    let mut effects = Effects::default();
-    let outcome = guarded(|| {
-        store::begin_write(conn)?;
-        work.run(conn, &mut effects)?;
-        store::commit(conn)
-    });
-    match outcome {
-        Ok(()) => {
-            aftermath(effects);
+    fn serve_alone(&mut self, mut work: Box<dyn Work>) {
+        if work.is_abandoned() {
+            return;
+        }
+        if let Err(error) = self.begin_patiently() {
+            return work.answer(Some(error.into()));
+        }
+        let mut effects = Effects::default();
+        let ran = guarded(|| work.run(&mut self.conn, &mut effects));
+        let mut alone = vec![work];
+        match ran.and_then(|()| self.commit(&mut alone)) {
+            Ok(()) => self.tell(effects, alone),
+            Err(failure) => {
+                self.undo();
+                fail(alone, failure);
+            }
+        }
+    }
+
+    fn tell(&self, effects: Effects, group: Works) {
+        (self.aftermath)(effects);
+        for work in group {
             work.answer(None);
         }
-        Err(failure) => {
-            undo(conn, folder);
-            work.answer(Some(failure.into()));
+    }
+
+    /// Ends the transaction. A connection lost here leaves open whether it happened.
+    fn commit(&mut self, group: &mut Works) -> Result<(), Failure> {
+        let committed = guarded(|| store::commit(&mut self.conn));
+        if committed.as_ref().is_err_and(Failure::is_lost) {
+            metrics::counter!(names::COMMITS_UNKNOWN).increment(1);
+            tracing::warn!(requests = group.len(), "the connection was lost at the commit: its requests run again");
+            group.iter_mut().for_each(|work| work.note_unknown());
         }
+        committed
+    }
+
+    /// Begins a transaction, on a new connection if the old one has gone meanwhile.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        match guarded(|| store::begin_write(&mut self.conn)) {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                self.connect()?;
+                store::begin_write(&mut self.conn)
+            }
+        }
+    }
+
+    /// The same, waiting for a database that is being restarted.
+    fn begin_patiently(&mut self) -> Result<(), StoreError> {
+        let give_up = Instant::now() + LONGEST_WAIT;
+        loop {
+            match self.begin() {
+                Err(error) if error.is_lost() && self.database.is_shared() && Instant::now() < give_up => thread::park_timeout(RECONNECT),
+                result => return result,
+            }
+        }
+    }
+
+    fn connect(&mut self) -> Result<(), StoreError> {
+        if self.down_until.is_some_and(|until| Instant::now() < until) {
+            return Err(StoreError::Unreachable(format!("{} could not be reached just now", self.database.name())));
+        }
+        match self.database.connect(Use::Writing) {
+            Ok(fresh) => {
+                self.conn = fresh;
+                if self.down_until.take().is_some() {
+                    tracing::info!(database = self.database.name(), "the record's database is back");
+                }
+                Ok(())
+            }
+            Err(reason) => {
+                if self.down_until.is_none() {
+                    tracing::error!(database = self.database.name(), reason, "the record's database cannot be reached; trying again");
+                }
+                self.down_until = Some(Instant::now() + RECONNECT);
+                Err(StoreError::Unreachable(reason))
+            }
+        }
+    }
+
+    /// Back to before the transaction; where that fails too, a new connection is needed, and true is returned.
+    fn undo(&mut self) -> bool {
+        match guarded(|| store::roll_back(&mut self.conn)) {
+            Ok(()) => false,
+            Err(_) => {
+                let _ = self.connect(); // the next transaction tries again
+                true
+            }
+        }
+    }
+}
+
+fn fail(group: Works, failure: impl Into<CallError>) {
+    let error = failure.into();
+    for work in group {
+        work.answer(Some(error.clone()));
+    }
+}
+
+impl Effects {
+    fn take(&mut self, other: Self) {
+        self.watermarks.extend(other.watermarks);
+        self.announced |= other.announced;
     }
 }
 
@@ -262,6 +455,15 @@ enum Failure {
     Panic(CallError),
 }
 
+impl Failure {
+    fn is_lost(&self) -> bool {
+        matches!(self, Self::Error(error) if error.is_lost())
+    }
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Error(error) if error.may_pass())
+    }
+}
+
 impl From<Failure> for CallError {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -271,20 +473,9 @@ impl From<Failure> for CallError {
     }
 }
 
-fn guarded(transaction: impl FnOnce() -> Result<(), StoreError>) -> Result<(), Failure> {
-    match catch_unwind(AssertUnwindSafe(transaction)) {
+fn guarded(step: impl FnOnce() -> Result<(), StoreError>) -> Result<(), Failure> {
+    match catch_unwind(AssertUnwindSafe(step)) {
         Ok(result) => Ok(result?),
         Err(payload) => Err(Failure::Panic(CallError::panicked(payload.as_ref()))),
-    }
-}
-
-/// Back to before the transaction; where that fails too, with a new connection.
-fn undo(conn: &mut Conn, folder: &Folder) {
-    match catch_unwind(AssertUnwindSafe(|| store::roll_back(conn))) {
-        Ok(Ok(())) => {}
-        _ => match store::connect(folder) {
-            Ok(fresh) => *conn = fresh,
-            Err(error) => tracing::error!(%error, "the writing connection could not be opened again"),
-        },
     }
 }

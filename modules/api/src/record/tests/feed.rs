@@ -48,9 +48,8 @@ async fn change(changes: &mut Receiver<Arc<Change>>) -> Arc<Change> {
     tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.expect("a change in time").expect("not lagging")
 }
 
-#[tokio::test]
-async fn what_is_published_is_stored_announced_and_signalled() {
-    let running = Running::start().await;
+async fn what_is_published_is_stored_announced_and_signalled(on: On) {
+    let running = Running::start(on).await;
     let call = running.call_named(Some("billing"), &[]).await;
     let (mut listener, mut changes) = (running.listen().await, running.record.subscribe());
     let gap = SegmentBody::Gap { reason: "the line was cut".into() };
@@ -79,9 +78,8 @@ async fn what_is_published_is_stored_announced_and_signalled() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn silence_alone_is_signalled_although_it_makes_no_row() {
-    let running = Running::start().await;
+async fn silence_alone_is_signalled_although_it_makes_no_row(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut listener = running.listen().await;
     running.send(&[&call.segment(CUSTOMER, 0, 0..5000, SegmentBody::Silence)]).await;
@@ -89,9 +87,8 @@ async fn silence_alone_is_signalled_although_it_makes_no_row() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_segment_that_comes_early_waits_for_the_one_before() {
-    let running = Running::start().await;
+async fn a_segment_that_comes_early_waits_for_the_one_before(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut listener = running.listen().await;
     let [a, b, c] = [0, 1, 2].map(|n| call.says(AGENT, n, n * 1000..n * 1000 + 1000, "part"));
@@ -103,9 +100,8 @@ async fn a_segment_that_comes_early_waits_for_the_one_before() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_segment_whose_predecessor_is_lost_is_dropped_and_its_producer_reminded() {
-    let mut settings = Settings::default();
+async fn a_segment_whose_predecessor_is_lost_is_dropped_and_its_producer_reminded(on: On) {
+    let mut settings = on.settings();
     settings.record.park_ms = 50;
     let running = Running::with(settings).await;
     let call = running.call().await;
@@ -124,9 +120,8 @@ async fn a_segment_whose_predecessor_is_lost_is_dropped_and_its_producer_reminde
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_repeated_or_fenced_segment_is_answered_with_where_the_channel_stands() {
-    let running = Running::start().await;
+async fn a_repeated_or_fenced_segment_is_answered_with_where_the_channel_stands(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut listener = running.listen().await;
     let said = call.says(AGENT, 0, 0..1000, "once");
@@ -141,9 +136,8 @@ async fn a_repeated_or_fenced_segment_is_answered_with_where_the_channel_stands(
     running.end().await;
 }
 
-#[tokio::test]
-async fn an_entry_that_cannot_be_read_stops_nobody() {
-    let running = Running::start().await;
+async fn an_entry_that_cannot_be_read_stops_nobody(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut listener = running.listen().await;
     running.publish(UTTERANCES, call.id, vec![b"{\"conversation\":".to_vec(), b"\xff\xfe".to_vec()]).await;
@@ -157,9 +151,8 @@ async fn an_entry_that_cannot_be_read_stops_nobody() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn an_insight_that_overtakes_its_utterance_waits_for_it() {
-    let running = Running::start().await;
+async fn an_insight_that_overtakes_its_utterance_waits_for_it(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut changes = running.record.subscribe();
     let said = call.says(CUSTOMER, 0, 0..1000, "cancel my contract");
@@ -190,9 +183,8 @@ async fn an_insight_that_overtakes_its_utterance_waits_for_it() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn what_is_on_the_bus_when_the_stop_comes_is_stored() {
-    let running = Running::start().await;
+async fn what_is_on_the_bus_when_the_stop_comes_is_stored(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let segments: Vec<Segment> = (0..500).map(|n| call.says(AGENT, n, n * 100..n * 100 + 100, "word")).collect();
     running.send(&segments.iter().collect::<Vec<_>>()).await;
@@ -201,9 +193,8 @@ async fn what_is_on_the_bus_when_the_stop_comes_is_stored() {
     assert_eq!(record.row(&TenantId::default(), call.id).await.expect("readable").utterance_count, 500);
 }
 
-#[tokio::test]
-async fn a_snapshot_and_the_changes_after_its_position_are_the_whole_conversation_once() {
-    let running = Running::start().await;
+async fn a_snapshot_and_the_changes_after_its_position_are_the_whole_conversation_once(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut changes = running.record.subscribe();
     let writer = async {
@@ -232,7 +223,7 @@ async fn a_snapshot_and_the_changes_after_its_position_are_the_whole_conversatio
         }
     }
     for snapshot in snapshots {
-        let later = || told.iter().filter(|c| c.id > snapshot.position);
+        let later = || told.iter().filter(|c| !snapshot.position.contains(c));
         let said = later().filter(|c| matches!(c.rows, ChangeRows::Utterance { .. })).count();
         assert_eq!(snapshot.utterances.len() + said, 60);
         let mut current: Vec<InsightId> = snapshot.insights.iter().map(|i| i.id).collect();
@@ -248,10 +239,9 @@ async fn a_snapshot_and_the_changes_after_its_position_are_the_whole_conversatio
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_watcher_that_falls_behind_is_told_so() {
+async fn a_watcher_that_falls_behind_is_told_so(on: On) {
     use futures::StreamExt as _;
-    let running = Running::start().await;
+    let running = Running::start(on).await;
     let call = running.call().await;
     let mut watch = running.record.watch(cx(), call.id).await.expect("watches");
     let mut changes = running.record.subscribe();
@@ -291,7 +281,7 @@ async fn limit_growth(running: &Running, more: i32) {
 
 #[tokio::test]
 async fn a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() {
-    let running = Running::start().await;
+    let running = Running::start(On::Sqlite).await;
     let call = running.call().await;
     let mut listener = running.listen().await;
     limit_growth(&running, 4).await;
@@ -307,4 +297,17 @@ async fn a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() {
     limit_growth(&running, 1_000_000).await;
     assert_eq!(mark_at(&mut listener, 150_000).await.next_seq, 30);
     running.end().await;
+}
+
+on_both! {
+    what_is_published_is_stored_announced_and_signalled,
+    silence_alone_is_signalled_although_it_makes_no_row,
+    a_segment_that_comes_early_waits_for_the_one_before,
+    a_segment_whose_predecessor_is_lost_is_dropped_and_its_producer_reminded,
+    a_repeated_or_fenced_segment_is_answered_with_where_the_channel_stands,
+    an_entry_that_cannot_be_read_stops_nobody,
+    an_insight_that_overtakes_its_utterance_waits_for_it,
+    what_is_on_the_bus_when_the_stop_comes_is_stored,
+    a_snapshot_and_the_changes_after_its_position_are_the_whole_conversation_once,
+    a_watcher_that_falls_behind_is_told_so,
 }

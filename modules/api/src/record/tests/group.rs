@@ -1,9 +1,9 @@
 //! Requests that share a transaction, and do not share their failures.
 
 use super::super::{
-    folder::Folder,
+    database::{Database, Use},
     schema::bookkeeping,
-    store::{self, Conn, StoreError, on_conn},
+    store::{Conn, StoreError, on_conn},
     writer::{Effects, Writer},
 };
 use super::*;
@@ -17,25 +17,25 @@ use std::sync::{
 /// A writer on a folder of its own that counts its transactions.
 struct Bench {
     writer: Writer,
-    folder: Arc<Folder>,
+    database: Arc<Database>,
     transactions: Arc<AtomicUsize>,
     _dir: TempDir,
 }
 
 impl Bench {
-    fn start(queue: usize) -> Self {
+    async fn start(on: On, queue: usize) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let folder = Arc::new(Folder::take(dir.path()).expect("it is free"));
-        let mut conn = store::connect(&folder).expect("opens");
-        store::migrate(&mut conn).expect("the schema");
+        let settings = RecordSettings { queue, ..on.settings().record };
+        let database = Arc::new(Database::take(dir.path(), &settings).expect("it is free"));
+        let opening = database.clone();
+        let conn = tokio::task::spawn_blocking(move || opening.open().expect("opens")).await.expect("no panic");
         let transactions = Arc::new(AtomicUsize::default());
         let counted = transactions.clone();
         let aftermath = Box::new(move |_: Effects| {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let settings = RecordSettings { queue, ..RecordSettings::default() };
-        let writer = Writer::start(conn, folder.clone(), &settings, aftermath).expect("a thread");
-        Self { writer, folder, transactions, _dir: dir }
+        let writer = Writer::start(conn, database.clone(), &settings, aftermath).expect("a thread");
+        Self { writer, database, transactions, _dir: dir }
     }
 
     /// Holds the writer in a transaction of its own until the sender is dropped; what is asked meanwhile forms the next group.
@@ -55,12 +55,16 @@ impl Bench {
     }
 
     /// Seen from another connection: what is on disk.
-    fn names(&self) -> Vec<String> {
-        let mut conn = store::connect(&self.folder).expect("opens");
-        on_conn!(&mut conn, |c: B| {
-            let names = bookkeeping::table.filter(bookkeeping::tenant_id.eq("test")).order(bookkeeping::name);
-            names.select(bookkeeping::name).load(c).expect("readable")
-        })
+    async fn names(&self) -> Vec<String> {
+        let database = self.database.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut conn = database.connect(Use::Reading).expect("opens");
+            on_conn!(&mut conn, |c: B| {
+                let names = bookkeeping::table.filter(bookkeeping::tenant_id.eq("test")).order(bookkeeping::name);
+                names.select(bookkeeping::name).load(c).expect("readable")
+            })
+        });
+        reading.await.expect("no panic")
     }
 }
 
@@ -78,9 +82,8 @@ fn put(conn: &mut Conn, name: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_waits_is_merged_into_one_transaction_and_on_disk_when_answered() {
-    let bench = Bench::start(1024);
+async fn what_waits_is_merged_into_one_transaction_and_on_disk_when_answered(on: On) {
+    let bench = Bench::start(on, 1024).await;
     let (release, holding) = bench.hold().await;
     let cx = cx();
     // `join_all` asks up to thirty at once; of more it might leave some for after the release.
@@ -89,13 +92,12 @@ async fn what_waits_is_merged_into_one_transaction_and_on_disk_when_answered() {
     let (answers, ()) = tokio::join!(all, async { drop(release) });
     holding.await.expect("no panic").expect("released");
     assert!(answers.iter().all(Result::is_ok));
-    assert_eq!(bench.names().len(), 30);
+    assert_eq!(bench.names().await.len(), 30);
     assert_eq!(bench.transactions.load(Ordering::SeqCst), 2, "the held one and the group");
 }
 
-#[tokio::test]
-async fn a_group_takes_no_more_than_its_rows() {
-    let bench = Bench::start(1024);
+async fn a_group_takes_no_more_than_its_rows(on: On) {
+    let bench = Bench::start(on, 1024).await;
     let (release, holding) = bench.hold().await;
     let cx = cx();
     let asks: Vec<_> = (0..8).map(|n| bench.writer.ask(&cx, 32, move |conn, _| put(conn, &format!("{n}")))).collect();
@@ -105,9 +107,8 @@ async fn a_group_takes_no_more_than_its_rows() {
     assert_eq!(bench.transactions.load(Ordering::SeqCst), 1 + 4, "64 rows each");
 }
 
-#[tokio::test]
-async fn one_failing_request_does_not_fail_its_group() {
-    let bench = Bench::start(1024);
+async fn one_failing_request_does_not_fail_its_group(on: On) {
+    let bench = Bench::start(on, 1024).await;
     let (release, holding) = bench.hold().await;
     let (cx, writer) = (cx(), &bench.writer);
     let good = |name: &'static str| writer.ask(&cx, 1, move |conn, _| put(conn, name));
@@ -127,26 +128,24 @@ async fn one_failing_request_does_not_fail_its_group() {
     assert_eq!(broken.expect_err("it broke a key").kind, ErrorKind::Internal);
     assert_eq!(panicking.expect_err("it panicked").kind, ErrorKind::Panicked);
     assert_eq!(refused.expect_err("it was refused").kind, ErrorKind::Conflict);
-    assert_eq!(bench.names(), ["a", "b", "c"], "nothing of a failed request stays");
+    assert_eq!(bench.names().await, ["a", "b", "c"], "nothing of a failed request stays");
     good("d").await.expect("the writer works on");
-    assert_eq!(bench.names().len(), 4);
+    assert_eq!(bench.names().await.len(), 4);
 }
 
-#[tokio::test]
-async fn a_caller_that_gave_up_before_its_turn_changes_nothing() {
-    let bench = Bench::start(1024);
+async fn a_caller_that_gave_up_before_its_turn_changes_nothing(on: On) {
+    let bench = Bench::start(on, 1024).await;
     let (release, holding) = bench.hold().await;
     let late = bench.writer.ask(&CallCx::new(Duration::from_millis(20)), 1, |conn, _| put(conn, "too late")).await;
     assert_eq!(late.expect_err("its deadline has passed").kind, ErrorKind::DeadlineExceeded);
     drop(release);
     holding.await.expect("no panic").expect("released");
     bench.writer.stop().await;
-    assert_eq!(bench.names(), [""; 0]);
+    assert_eq!(bench.names().await, [""; 0]);
 }
 
-#[tokio::test]
-async fn a_full_queue_says_when_to_come_back() {
-    let bench = Bench::start(2);
+async fn a_full_queue_says_when_to_come_back(on: On) {
+    let bench = Bench::start(on, 2).await;
     let (release, holding) = bench.hold().await;
     let cx = cx();
     let mut asks: Vec<_> = (0..5).map(|n| Box::pin(bench.writer.ask(&cx, 1, move |conn, _| put(conn, &format!("{n}"))))).collect();
@@ -163,12 +162,11 @@ async fn a_full_queue_says_when_to_come_back() {
     for ask in asks {
         ask.await.expect("what had room is stored");
     }
-    assert_eq!(bench.names(), ["0", "1"]);
+    assert_eq!(bench.names().await, ["0", "1"]);
 }
 
-#[tokio::test]
-async fn stopping_finishes_what_was_asked_and_refuses_the_rest() {
-    let bench = Bench::start(1024);
+async fn stopping_finishes_what_was_asked_and_refuses_the_rest(on: On) {
+    let bench = Bench::start(on, 1024).await;
     let (release, holding) = bench.hold().await;
     let cx = cx();
     let mut before = Box::pin(bench.writer.ask(&cx, 1, |conn, _| put(conn, "before")));
@@ -183,6 +181,15 @@ async fn stopping_finishes_what_was_asked_and_refuses_the_rest() {
     stopping.await.expect("no panic");
     let after = bench.writer.ask(&cx, 1, |conn, _| put(conn, "after")).await;
     assert_eq!(after.expect_err("it has stopped").kind, ErrorKind::Unavailable);
-    assert_eq!(bench.names(), ["before"]);
+    assert_eq!(bench.names().await, ["before"]);
     bench.writer.stop().await; // again is fine
+}
+
+on_both! {
+    what_waits_is_merged_into_one_transaction_and_on_disk_when_answered,
+    a_group_takes_no_more_than_its_rows,
+    one_failing_request_does_not_fail_its_group,
+    a_caller_that_gave_up_before_its_turn_changes_nothing,
+    a_full_queue_says_when_to_come_back,
+    stopping_finishes_what_was_asked_and_refuses_the_rest,
 }

@@ -7,17 +7,16 @@ fn bus() -> Arc<dyn Bus> {
     Arc::new(Memory::default())
 }
 
-#[tokio::test]
-async fn the_record_keeps_the_contract() {
-    let running = Running::start().await;
+async fn the_record_keeps_the_contract(on: On) {
+    let running = Running::start(on).await;
     contracts::testing::conversations_suite(running.record.clone()).await;
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_second_opener_is_refused_and_told_why() {
-    let running = Running::start().await;
-    let refused = Record::open(running.folder.path(), bus(), &Settings::default()).await.err().expect("the folder is taken");
+async fn a_second_opener_is_refused_and_told_why(on: On) {
+    let running = Running::start(on).await;
+    let settings = running.settings.clone();
+    let refused = Record::open(running.folder.path(), bus(), &settings).await.err().expect("the folder is taken");
     let text = refused.to_string();
     assert!(matches!(refused, OpenError::Taken { .. }), "{refused:?}");
     assert!(text.contains("already running") && text.contains(&running.folder.path().display().to_string()), "{text}");
@@ -25,19 +24,19 @@ async fn a_second_opener_is_refused_and_told_why() {
     // After a stop in order the folder is free at once, although the record is still in someone's hands.
     let held = running.record.clone();
     let folder = running.end().await;
-    let again = Record::open(folder.path(), bus(), &Settings::default()).await.expect("it is free");
+    let again = Record::open(folder.path(), bus(), &settings).await.expect("it is free");
     drop((held, again));
 }
 
-#[tokio::test]
-async fn what_was_committed_is_there_after_a_restart_and_goes_on_where_it_was() {
-    let running = Running::start().await;
+async fn what_was_committed_is_there_after_a_restart_and_goes_on_where_it_was(on: On) {
+    let running = Running::start(on).await;
+    let settings = running.settings.clone();
     let call = running.call().await;
     let first = [call.says(AGENT, 0, 0..1000, "hello there"), call.segment(AGENT, 1, 1000..4000, SegmentBody::Silence)];
     assert_eq!(running.commit(&first).await, [CommitOutcome::Committed, CommitOutcome::Committed]);
     let folder = running.end().await;
 
-    let record = Record::open(folder.path(), bus(), &Settings::default()).await.expect("opens again");
+    let record = Record::open(folder.path(), bus(), &settings).await.expect("opens again");
     let attached = record.attach(cx(), Attach { conversation: call.id, channel: AGENT }).await.expect("attaches");
     assert_eq!((attached.safe, attached.next_seq), (SamplePos(32_000), 2));
     assert!(attached.epoch > call.epochs[0]);
@@ -45,17 +44,16 @@ async fn what_was_committed_is_there_after_a_restart_and_goes_on_where_it_was() 
     assert_eq!(late, [CommitOutcome::Stale]);
 }
 
-#[tokio::test]
-async fn a_change_that_was_not_announced_is_announced_by_the_next_process() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+async fn a_change_that_was_not_announced_is_announced_by_the_next_process(on: On) {
+    let (folder, settings) = (tempfile::tempdir().expect("a temporary folder"), on.settings());
     let id = ConversationId::fresh();
     {
         // Nobody runs the relay: as if killed right after the commit.
-        let record = Record::open(folder.path(), bus(), &Settings::default()).await.expect("opens");
+        let record = Record::open(folder.path(), bus(), &settings).await.expect("opens");
         record.open(cx(), opening(id, None, &[])).await.expect("opens");
         record.drain().await;
     }
-    let record = Record::open(folder.path(), bus(), &Settings::default()).await.expect("opens again");
+    let record = Record::open(folder.path(), bus(), &settings).await.expect("opens again");
     let mut changes = record.subscribe();
     let stop = CancellationToken::new();
     let task = tokio::spawn(record.clone().run(stop.clone()));
@@ -67,7 +65,7 @@ async fn a_change_that_was_not_announced_is_announced_by_the_next_process() {
     drop(record);
 
     // And only once, when all goes well.
-    let record = Record::open(folder.path(), bus(), &Settings::default()).await.expect("opens a third time");
+    let record = Record::open(folder.path(), bus(), &settings).await.expect("opens a third time");
     let mut changes = record.subscribe();
     let stop = CancellationToken::new();
     let task = tokio::spawn(record.clone().run(stop.clone()));
@@ -80,7 +78,7 @@ async fn a_change_that_was_not_announced_is_announced_by_the_next_process() {
 
 #[tokio::test]
 async fn a_damaged_record_is_found_after_an_unclean_end_and_named() {
-    let running = Running::start().await;
+    let running = Running::start(On::Sqlite).await;
     for n in 0..40 {
         let call = running.call_named(Some(&format!("call {n} {}", "long ".repeat(100))), &[]).await;
         running.commit(&[call.says(AGENT, 0, 0..1000, "hello")]).await;
@@ -119,7 +117,7 @@ async fn a_folder_that_cannot_be_made_is_named() {
 #[tokio::test]
 async fn a_record_of_a_newer_release_is_refused() {
     use diesel::{Connection as _, connection::SimpleConnection as _};
-    let folder = Running::start().await.end().await;
+    let folder = Running::start(On::Sqlite).await.end().await;
     let path = folder.path().join("record.sqlite");
     let mut conn = diesel::SqliteConnection::establish(&path.display().to_string()).expect("opens");
     conn.batch_execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('9999')").expect("writes");
@@ -128,13 +126,20 @@ async fn a_record_of_a_newer_release_is_refused() {
     assert!(refused.to_string().contains("newer release") && refused.to_string().contains("9999"), "{refused}");
 }
 
-#[tokio::test]
-async fn after_draining_writes_are_refused_and_reads_go_on() {
-    let running = Running::start().await;
+async fn after_draining_writes_are_refused_and_reads_go_on(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let record = running.record.clone();
     let _folder = running.end().await;
     let refused = record.open(cx(), opening(ConversationId::fresh(), None, &[])).await.expect_err("it has closed");
     assert_eq!(refused.kind, contracts::ErrorKind::Unavailable);
     assert_eq!(record.row(&TenantId::default(), call.id).await.expect("readable").id, call.id);
+}
+
+on_both! {
+    the_record_keeps_the_contract,
+    a_second_opener_is_refused_and_told_why,
+    what_was_committed_is_there_after_a_restart_and_goes_on_where_it_was,
+    a_change_that_was_not_announced_is_announced_by_the_next_process,
+    after_draining_writes_are_refused_and_reads_go_on,
 }

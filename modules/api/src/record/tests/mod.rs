@@ -1,12 +1,39 @@
-//! The record as its callers meet it, on a real database.
+//! The record as its callers meet it, on real databases: SQLite, and a PostgreSQL of the tests' own.
 
 mod commit_rule;
+mod copy;
+mod faults;
 mod feed;
 mod group;
 mod kept;
+mod migrations;
+#[path = "../../../../../tests/it/support/postgres.rs"]
+mod postgres;
 mod read;
+mod shared;
+
+/// Makes each of these functions a test on both databases.
+macro_rules! on_both {
+    ($($name:ident,)+) => {
+        $(mod $name {
+            use super::super::On;
+            #[tokio::test]
+            async fn on_sqlite() {
+                super::$name(On::Sqlite).await;
+            }
+            #[tokio::test]
+            async fn on_postgres() {
+                if On::Postgres.is_here() {
+                    super::$name(On::Postgres).await;
+                }
+            }
+        })+
+    };
+}
+use on_both;
 
 use super::*;
+use crate::settings::DatabaseUrl;
 use contracts::{
     CallCx, ChannelIndex, Conversations as _, Encoding, Epoch, InsightId, RunId, SamplePos, SampleRate, TraceCx, UtteranceId,
     audio::{ChannelSpec, SegmentBody, Spoken, Word, WordTimes},
@@ -14,7 +41,7 @@ use contracts::{
     inference::{Insight, Label, Provenance, Tier},
 };
 use platform::bus::Memory;
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::OnceLock, time::Duration};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -25,27 +52,72 @@ fn cx() -> CallCx {
     CallCx::new(Duration::from_secs(20))
 }
 
+/// Which database a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Sqlite,
+    Postgres,
+}
+
+impl On {
+    fn is_here(self) -> bool {
+        self == Self::Sqlite || postgres::shared().is_some()
+    }
+
+    /// Of a record that is empty and nobody else's.
+    fn settings(self) -> Settings {
+        let mut settings = Settings::default();
+        if self == Self::Postgres {
+            let server = postgres::shared().expect("looked for before");
+            let database = server.database(template(server));
+            settings.record.url = DatabaseUrl::new(server.url("postgres", &database));
+        }
+        settings
+    }
+}
+
+/// An empty database with our schema, to be copied.
+fn template(server: &postgres::Postgres) -> &'static str {
+    static TEMPLATE: OnceLock<String> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let name = server.database("template0");
+        migrate(&server.url("postgres", &name));
+        name
+    })
+}
+
+fn migrate(url: &str) {
+    let settings = RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };
+    // A thread of its own: some tests are on a runtime, which must not be blocked.
+    let migrating = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(operate::migrate(PathBuf::new(), settings)).expect("the schema");
+    });
+    migrating.join().expect("no panic");
+}
+
 /// A record on a folder of its own, recorder and relay running.
 struct Running {
     record: Arc<Record>,
     bus: Arc<dyn Bus>,
+    settings: Settings,
     folder: TempDir,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    async fn start() -> Self {
-        Self::with(Settings::default()).await
+    async fn start(on: On) -> Self {
+        Self::with(on.settings()).await
     }
 
     async fn with(settings: Settings) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let bus: Arc<dyn Bus> = Arc::new(Memory::default());
-        let record = Record::open(folder.path(), bus.clone(), &settings).await.expect("an empty folder opens");
+        let record = Record::open(folder.path(), bus.clone(), &settings).await.expect("an empty record opens");
         let stop = CancellationToken::new();
         let task = tokio::spawn(record.clone().run(stop.clone()));
-        Self { record, bus, folder, stop, task }
+        Self { record, bus, settings, folder, stop, task }
     }
 
     /// Ends in order; the folder stays.

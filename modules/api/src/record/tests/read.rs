@@ -11,9 +11,8 @@ fn cut(limit: u32, cursor: Option<String>) -> Cut {
     Cut { cursor, limit: Some(limit) }
 }
 
-#[tokio::test]
-async fn a_list_is_newest_first_and_its_pages_meet() {
-    let running = Running::start().await;
+async fn a_list_is_newest_first_and_its_pages_meet(on: On) {
+    let running = Running::start(on).await;
     let mut ids = vec![];
     for n in 0..7 {
         let call = running.call_named(Some(&format!("call {n}")), if n % 2 == 0 { &["vip", "even"] } else { &["odd"] }).await;
@@ -55,9 +54,8 @@ async fn a_list_is_newest_first_and_its_pages_meet() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_cursor_of_another_list_and_an_odd_limit_are_refused() {
-    let running = Running::start().await;
+async fn a_cursor_of_another_list_and_an_odd_limit_are_refused(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     running.call().await;
     let record = &running.record;
@@ -72,9 +70,8 @@ async fn a_cursor_of_another_list_and_an_odd_limit_are_refused() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn utterances_of_both_channels_come_by_start_with_the_gaps_between() {
-    let running = Running::start().await;
+async fn utterances_of_both_channels_come_by_start_with_the_gaps_between(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let gap = SegmentBody::Gap { reason: "lost".into() };
     running
@@ -113,9 +110,8 @@ async fn utterances_of_both_channels_come_by_start_with_the_gaps_between() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn search_finds_words_beginnings_and_forms_and_marks_them() {
-    let running = Running::start().await;
+async fn search_finds_words_beginnings_and_forms_and_marks_them(on: On) {
+    let running = Running::start(on).await;
     let call = running.call_named(Some("billing"), &[]).await;
     running
         .commit(&[
@@ -158,9 +154,8 @@ async fn search_finds_words_beginnings_and_forms_and_marks_them() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_newer_insight_supersedes_and_the_older_one_stays_readable() {
-    let running = Running::start().await;
+async fn a_newer_insight_supersedes_and_the_older_one_stays_readable(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let (first, second) = (call.says(CUSTOMER, 0, 0..1000, "cancel it"), call.says(CUSTOMER, 1, 1000..2000, "thank you"));
     let agents = call.says(AGENT, 0, 0..1000, "cancel it, you say");
@@ -210,9 +205,8 @@ async fn a_newer_insight_supersedes_and_the_older_one_stays_readable() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn talk_metrics_come_from_what_is_committed() {
-    let running = Running::start().await;
+async fn talk_metrics_come_from_what_is_committed(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     running
         .commit(&[
@@ -229,9 +223,8 @@ async fn talk_metrics_come_from_what_is_committed() {
     running.end().await;
 }
 
-#[tokio::test]
-async fn an_external_id_belongs_to_one_conversation_of_its_tenant() {
-    let running = Running::start().await;
+async fn an_external_id_belongs_to_one_conversation_of_its_tenant(on: On) {
+    let running = Running::start(on).await;
     let named = |external: &str| OpenConversation { external_id: Some(external.into()), ..opening(ConversationId::fresh(), None, &[]) };
     let first = running.record.open(cx(), named("call-7")).await.expect("opens");
     let refused = running.record.open(cx(), named("call-7")).await.expect_err("the name is taken");
@@ -251,4 +244,14 @@ async fn an_external_id_belongs_to_one_conversation_of_its_tenant() {
         assert!(refused.detail.contains(word), "{refused}");
     }
     running.end().await;
+}
+
+on_both! {
+    a_list_is_newest_first_and_its_pages_meet,
+    a_cursor_of_another_list_and_an_odd_limit_are_refused,
+    utterances_of_both_channels_come_by_start_with_the_gaps_between,
+    search_finds_words_beginnings_and_forms_and_marks_them,
+    a_newer_insight_supersedes_and_the_older_one_stays_readable,
+    talk_metrics_come_from_what_is_committed,
+    an_external_id_belongs_to_one_conversation_of_its_tenant,
 }

@@ -1,0 +1,11 @@
+SET LOCAL lock_timeout = '5s';
+DROP TABLE bookkeeping;
+DROP TABLE outbox;
+DROP TABLE insights;
+DROP TABLE analysis_runs;
+DROP TABLE segments;
+DROP TEXT SEARCH CONFIGURATION quickcomm;
+DROP TEXT SEARCH DICTIONARY quickcomm_stem;
+DROP TABLE channels;
+DROP TABLE conversation_tags;
+DROP TABLE conversations;

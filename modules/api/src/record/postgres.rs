@@ -1,0 +1,311 @@
+//! PostgreSQL: how it is reached, what it must be, and how long anybody waits for it.
+//!
+//! Invariants:
+//! - nothing waits longer than `deadline_ms`, a COMMIT included: the server's own limit does not hold while it waits for a standby, so the line
+//!   is cut from this side, and what was under way counts as unknown;
+//! - the password is in no message.
+//!
+//! The driver is asynchronous (no C library to install); each connection has a small runtime of its own, driven by the thread that asks, so a
+//! statement costs no hop between threads.
+
+use super::database::Use;
+use crate::settings::RecordSettings;
+use diesel::{
+    QueryableByName, RunQueryDsl as _,
+    connection::SimpleConnection as _,
+    sql_types::{Bool, Integer, Text},
+};
+use diesel_async::{
+    AsyncPgConnection,
+    async_connection_wrapper::{AsyncConnectionWrapper, BlockOn},
+};
+use std::{cell::RefCell, error::Error as _, fmt, net::IpAddr, pin::pin, time::Duration};
+use tokio::{runtime::Runtime, task::AbortHandle};
+use tokio_postgres::{
+    Config, NoTls,
+    config::{Host, SslMode},
+    error::SqlState,
+};
+
+/// diesel's connection as a thread uses it.
+pub(super) type PgConn = AsyncConnectionWrapper<AsyncPgConnection, Patience>;
+
+/// The oldest release this is tested with; `xid8` and snapshots by name are older.
+const OLDEST: i32 = 150_000;
+/// A process that stops in the middle of a transaction holds everybody's outbox up; the server ends it after this long.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
+/// A relay that asks nothing for this long is ended as well, because it holds the lock that says who announces.
+const IDLE: Duration = Duration::from_secs(15);
+/// For steps of the schema.
+const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(24 * 3600);
+
+/// Tables a serving process reads and writes.
+const TABLES: [&str; 8] =
+    ["conversations", "conversation_tags", "channels", "segments", "analysis_runs", "insights", "outbox", "bookkeeping"];
+
+/// Where the server is, and who we are there.
+#[derive(Clone)]
+pub(super) struct Server {
+    config: Config,
+    deadline: Duration,
+}
+
+impl fmt::Display for Server {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ports = self.config.get_ports();
+        let hosts = self.config.get_hosts().iter().enumerate().map(|(n, host)| {
+            let port = ports.get(n).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(path) => format!("{}:{port}", path.display()),
+            }
+        });
+        let hosts = hosts.collect::<Vec<_>>().join(",");
+        let (user, database) = (self.config.get_user().unwrap_or_default(), self.config.get_dbname().unwrap_or_default());
+        write!(f, "postgres://{user}@{hosts}/{database}")
+    }
+}
+
+impl Server {
+    /// `None`: the settings name no server.
+    ///
+    /// # Errors
+    /// What is wrong with the address, without repeating it: it may hold a password.
+    pub(super) fn of(settings: &RecordSettings) -> Result<Option<Self>, String> {
+        let url = settings.url.expose();
+        if url.is_empty() {
+            return Ok(None);
+        }
+        const EXPECTED: &str = "expected postgres://USER:PASSWORD@HOST:5432/DATABASE, or nothing for SQLite in the data folder";
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(format!("this is no address of a PostgreSQL server; {EXPECTED}"));
+        }
+        let mut config: Config = url.parse().map_err(|e: tokio_postgres::Error| {
+            let source = e.source().map(|s| format!(": {s}")).unwrap_or_default();
+            format!("it cannot be read ({e}{source}); {EXPECTED}")
+        })?;
+        for (part, is_missing) in [
+            ("host", config.get_hosts().is_empty()),
+            ("user", config.get_user().is_none_or(str::is_empty)),
+            ("database", config.get_dbname().is_none_or(str::is_empty)),
+        ] {
+            if is_missing {
+                return Err(format!("it names no {part}; {EXPECTED}"));
+            }
+        }
+        if config.get_password().is_none_or(<[u8]>::is_empty)
+            && let Some(far) = config.get_hosts().iter().find_map(off_loopback)
+        {
+            return Err(format!("{far} is not on this machine and no password is given; expected one off loopback"));
+        }
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err("sslmode=require is asked for, and this release speaks to PostgreSQL without TLS; expected a tunnel or a private \
+                        network, and sslmode=prefer"
+                .into());
+        }
+        let deadline = Duration::from_millis(settings.deadline_ms);
+        config.application_name("quickcomm").connect_timeout(deadline).tcp_user_timeout(deadline).keepalives_idle(Duration::from_secs(10));
+        Ok(Some(Self { config, deadline }))
+    }
+
+    /// # Errors
+    /// What the server said, or that nobody answered, and what to do.
+    pub(super) fn connect(&self, purpose: Use) -> Result<PgConn, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let (client, driver) = runtime.block_on(async {
+            let connecting = tokio::time::timeout(self.deadline, self.config.connect(NoTls));
+            let (client, connection) = match connecting.await {
+                Ok(Ok(connected)) => connected,
+                Ok(Err(error)) => return Err(self.explain(&error)),
+                Err(_) => return Err(format!("nobody answers within {:?}: is the address right, and the way to it open?", self.deadline)),
+            };
+            let driver = tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection to PostgreSQL has ended");
+                }
+            });
+            Ok((client, driver.abort_handle()))
+        })?;
+        let limit = if purpose == Use::Migrating { AS_LONG_AS_IT_TAKES } else { self.deadline };
+        let inner = runtime
+            .block_on(async { tokio::time::timeout(self.deadline, AsyncPgConnection::try_from(client)).await })
+            .map_err(|_| format!("it does not answer within {:?}", self.deadline))?
+            .map_err(|e| e.to_string())?;
+        // diesel-async makes what waits by itself, without arguments: they are handed over by the thread.
+        PREPARED.set(Some(Patience { runtime, driver, limit }));
+        let mut conn = PgConn::from(inner);
+        conn.batch_execute(&self.session(purpose, limit)).map_err(|e| e.to_string())?;
+        Ok(conn)
+    }
+
+    fn session(&self, purpose: Use, limit: Duration) -> String {
+        let ms = |time: Duration| time.as_millis();
+        let mut set = format!(
+            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {};",
+            if purpose == Use::Migrating { 0 } else { ms(limit) },
+            if purpose == Use::Migrating { 0 } else { ms(IDLE_IN_TRANSACTION) },
+        );
+        if matches!(purpose, Use::Reading | Use::Relaying) {
+            // One state of the record for all statements of a read.
+            set += "SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on;";
+        }
+        if purpose == Use::Relaying {
+            set += &format!("SET idle_session_timeout = {};", ms(IDLE));
+        }
+        set
+    }
+
+    fn explain(&self, error: &tokio_postgres::Error) -> String {
+        let said = error.as_db_error().map(|e| e.message().to_owned());
+        let said = said.or_else(|| error.source().map(ToString::to_string)).unwrap_or_else(|| error.to_string());
+        let (user, database) = (self.config.get_user().unwrap_or_default(), self.config.get_dbname().unwrap_or_default());
+        let todo = match error.code() {
+            Some(code) if *code == SqlState::INVALID_PASSWORD => format!("is the password of {user} in api.record.url right?"),
+            Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+                format!("does {user} exist there, and does pg_hba.conf let it in from here?")
+            }
+            Some(code) if *code == SqlState::INVALID_CATALOG_NAME => {
+                format!("make it with `createdb --owner {user} {database}`, then `quickcomm db migrate`")
+            }
+            Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => "raise max_connections, or lower api.record.readers".into(),
+            Some(code) if *code == SqlState::CANNOT_CONNECT_NOW => "it is starting or stopping: try again".into(),
+            Some(_) => "see its log for more".into(),
+            None => "is PostgreSQL running there, and is the address in api.record.url right?".into(),
+        };
+        format!("{said}; {todo}")
+    }
+
+    /// # Errors
+    /// Why this server cannot keep a record.
+    pub(super) fn check(conn: &mut PgConn) -> Result<(), String> {
+        let server: About = diesel::sql_query(
+            "SELECT current_setting('server_version_num')::int4 AS number, current_setting('server_version') AS version,
+                    current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby",
+        )
+        .get_result(conn)
+        .map_err(|e| e.to_string())?;
+        server.fits()
+    }
+
+    /// # Errors
+    /// The tables this user may not work with.
+    pub(super) fn check_rights(conn: &mut PgConn) -> Result<(), String> {
+        let names = TABLES.map(|name| format!("'{name}'")).join(",");
+        let rights = ["SELECT", "INSERT", "UPDATE", "DELETE"].map(|right| format!("has_table_privilege(to_regclass(name), '{right}')"));
+        // Tables that are not there are missing steps, which is another complaint.
+        let closed: Vec<Closed> = diesel::sql_query(format!(
+            "SELECT name, current_user::text AS who FROM unnest(ARRAY[{names}]) AS name WHERE to_regclass(name) IS NOT NULL AND NOT ({})
+             UNION ALL SELECT 'the list of schema steps', current_user::text
+             WHERE NOT coalesce(has_table_privilege(to_regclass('__diesel_schema_migrations'), 'SELECT'), true)",
+            rights.join(" AND ")
+        ))
+        .load(conn)
+        .map_err(|e| e.to_string())?;
+        let Some(first) = closed.first() else { return Ok(()) };
+        let names = closed.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
+        Err(format!(
+            "{who} may not read and write {names}: `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {who}`",
+            who = first.who
+        ))
+    }
+}
+
+#[derive(QueryableByName)]
+struct About {
+    #[diesel(sql_type = Integer)]
+    number: i32,
+    #[diesel(sql_type = Text)]
+    version: String,
+    #[diesel(sql_type = Text)]
+    encoding: String,
+    #[diesel(sql_type = Bool)]
+    standby: bool,
+}
+
+impl About {
+    fn fits(&self) -> Result<(), String> {
+        if self.number < OLDEST {
+            return Err(format!("it is PostgreSQL {}; expected {} or later", self.version, OLDEST / 10_000));
+        }
+        if self.encoding != "UTF8" {
+            let todo = "`createdb --encoding UTF8 --template template0`";
+            return Err(format!("the database's encoding is {}; expected UTF8 ({todo})", self.encoding));
+        }
+        if self.standby {
+            return Err("it is a standby, which takes no writes; expected the primary".into());
+        }
+        Ok(())
+    }
+}
+
+#[derive(QueryableByName)]
+struct Closed {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Text)]
+    who: String,
+}
+
+/// The first host that is reached over a network, by name.
+fn off_loopback(host: &Host) -> Option<String> {
+    match host {
+        Host::Unix(_) => None,
+        Host::Tcp(name) if name == "localhost" => None,
+        Host::Tcp(name) => match name.parse::<IpAddr>() {
+            Ok(addr) if addr.is_loopback() => None,
+            _ => Some(name.clone()),
+        },
+    }
+}
+
+/// Waits for the server, and not for ever.
+pub(super) struct Patience {
+    runtime: Runtime,
+    driver: AbortHandle,
+    limit: Duration,
+}
+
+thread_local! {
+    static PREPARED: RefCell<Option<Patience>> = const { RefCell::new(None) };
+}
+
+impl BlockOn for Patience {
+    fn block_on<F: Future>(&self, asked: F) -> F::Output {
+        self.runtime.block_on(async {
+            let mut asked = pin!(asked);
+            match tokio::time::timeout(self.limit, &mut asked).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    // Without its driver the connection is closed, and whatever waits for it fails at once.
+                    tracing::warn!(
+                        limit_ms = self.limit.as_millis() as u64,
+                        "PostgreSQL did not answer in time: the connection was given up"
+                    );
+                    self.driver.abort();
+                    asked.await
+                }
+            }
+        })
+    }
+
+    fn get_runtime() -> Self {
+        PREPARED.take().expect("`connect` has prepared it on this thread")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_cannot_keep_a_record_is_told_what_was_expected() {
+        let about = || About { number: 150_018, version: "15.18".into(), encoding: "UTF8".into(), standby: false };
+        about().fits().expect("as Debian has it");
+        let old = About { number: 140_011, version: "14.11 (Debian)".into(), ..about() };
+        assert_eq!(old.fits().expect_err("too old"), "it is PostgreSQL 14.11 (Debian); expected 15 or later");
+        let latin = About { encoding: "LATIN1".into(), ..about() };
+        assert!(latin.fits().expect_err("not every text fits").contains("LATIN1; expected UTF8"));
+        assert!(About { standby: true, ..about() }.fits().expect_err("no writes").contains("expected the primary"));
+    }
+}

@@ -1,0 +1,91 @@
+//! A record that outgrows its file: copied while calls go on, then once more while nobody writes, until both are equal.
+
+use super::super::operate::{Copied, Progress, copy};
+use super::*;
+use std::sync::Mutex;
+
+/// Talks for a while on a new conversation, with insights that supersede each other.
+async fn talk(running: &Running, turns: u64) -> Call {
+    let call = running.call_named(Some("“Ärger”"), &["vip", "two words"]).await;
+    continue_from(running, &call, 0..turns).await;
+    call
+}
+
+async fn continue_from(running: &Running, call: &Call, turns: Range<u64>) {
+    for n in turns {
+        let said = call.says(CUSTOMER, n, n * 1000..n * 1000 + 1000, "I was charged twice for the café");
+        running.commit(std::slice::from_ref(&said)).await;
+        let insights = ["a", "b"].map(|config| call.insight(said.utterance_id(), Task::Intent, config, Some(("billing", 0.9))));
+        running.record.record(cx(), insights.to_vec()).await.expect("recorded");
+    }
+}
+
+#[tokio::test]
+async fn a_record_is_copied_beside_its_writer_and_equal_when_that_has_stopped() {
+    if !On::Postgres.is_here() {
+        return;
+    }
+    let running = Running::start(On::Sqlite).await;
+    let mut calls = vec![];
+    for _ in 0..60 {
+        calls.push(talk(&running, 3).await);
+    }
+    running.close(&calls[0], ConversationState::Complete).await;
+    let target = On::Postgres.settings();
+    let data = running.folder.path().to_owned();
+    let told: Arc<Mutex<Vec<Progress>>> = Arc::default();
+    let copying = async |pause: Duration| {
+        let told = told.clone();
+        let tell = move |progress| told.lock().expect("nobody panics with it").push(progress);
+        copy(data.clone(), target.record.clone(), pause, tell).await
+    };
+    let begun = copying(Duration::from_secs(60)).await.expect("it can be read");
+    assert!(matches!(begun, Copied::NotYet { .. }), "a process still writes: {begun:?}");
+
+    // What happens after the copy is copied the next time, and nothing else.
+    continue_from(&running, &calls[7], 3..5).await;
+    let late = talk(&running, 2).await;
+    let _folder = running.end().await;
+    let too_short = copying(Duration::ZERO).await.expect_err("no time at all");
+    assert!(too_short.to_string().contains("allow a longer one"), "{too_short}");
+    let done = copying(Duration::from_secs(60)).await.expect("nobody writes");
+    let Copied::Equal { conversations, rows, checksum, pause } = &done else { panic!("{done:?}") };
+    assert_eq!((*conversations, checksum.len()), (61, 64));
+    assert!(*rows > 61 * 10 && *pause < Duration::from_secs(60), "{rows} rows in {pause:?}");
+    let told = told.lock().expect("nobody panics with it").clone();
+    assert!(matches!(told[0], Progress::Round { conversations: 60, .. }), "{told:?}");
+    assert!(told.contains(&Progress::Pause { longest: Duration::from_secs(60) }), "{told:?}");
+
+    // The record goes on where it was, on its new place.
+    let moved = Running::with(target.clone()).await;
+    let rows = moved.record.transcript(&TenantId::default(), calls[7].id).await.expect("readable");
+    assert_eq!(rows.iter().map(|r| r.seq).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    continue_from(&moved, &late, 2..4).await;
+    let found = moved.record.search(&TenantId::default(), "cafe", &SearchFilter::default(), &Cut::default()).await.expect("a page");
+    assert_eq!(found.data[0].conversation.id, late.id, "what came last is newest");
+    moved.end().await;
+
+    // Not over a record of another origin.
+    let other = Running::start(On::Postgres).await;
+    other.call().await;
+    let refused = copy(data.clone(), other.settings.record.clone(), Duration::from_secs(9), |_| {}).await.expect_err("it holds a record");
+    assert!(refused.to_string().contains("holds a record already"), "{refused}");
+    other.end().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_differs_in_one_row_is_found() {
+    let Some(server) = postgres::shared() else { return };
+    let running = Running::start(On::Sqlite).await;
+    let call = talk(&running, 3).await;
+    let folder = running.end().await;
+    let target = On::Postgres.settings();
+    let copying = async || copy(folder.path().to_owned(), target.record.clone(), Duration::from_secs(60), |_| {}).await;
+    assert!(matches!(copying().await, Ok(Copied::Equal { .. })));
+    let database = target.record.url.expose().rsplit('/').next().expect("a name");
+    // Older than what is copied again because clocks differ.
+    server.sql(database, "UPDATE bookkeeping SET value = value + 3600000000 WHERE name = 'copied_until'");
+    server.sql(database, &format!("UPDATE segments SET text = text || '!' WHERE conversation_id = '{}' AND seq = 1", call.id));
+    let refused = copying().await.expect_err("a sign was added");
+    assert!(refused.to_string().contains("differs") && refused.to_string().contains(&call.id.to_string()), "{refused}");
+}

@@ -1,0 +1,169 @@
+//! A private PostgreSQL: its own folder, its own socket, nothing shared with the machine's.
+//!
+//! A keeper process starts it and waits on a pipe of ours. The pipe closes with this process, however that ends; the keeper then stops the server
+//! and removes the folder. As root it all runs as the user `postgres`, because PostgreSQL refuses root.
+
+#![allow(dead_code)] // each user needs its part
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+pub struct Postgres {
+    bin: PathBuf,
+    dir: PathBuf,
+    keeper: Mutex<(Child, Option<ChildStdin>)>,
+    databases: AtomicUsize,
+}
+
+/// Whether a crash of the machine would be survived; a crash of the server is in any case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    On,
+    Off,
+}
+
+/// The newest release installed, or `None` after saying loudly what is skipped.
+pub fn installed() -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .filter(|bin| bin.join("postgres").is_file())
+        .collect();
+    found.sort();
+    let found = found.pop();
+    if found.is_none() {
+        eprintln!("SKIPPED: no PostgreSQL; `make test` installs Debian's package postgresql");
+    }
+    found
+}
+
+/// One for the whole test binary; each test makes a database of its own in it.
+pub fn shared() -> Option<&'static Postgres> {
+    static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+    SHARED.get_or_init(|| installed().map(|bin| Postgres::start(bin, Sync::Off))).as_ref()
+}
+
+impl Postgres {
+    /// Makes a cluster and waits until it answers.
+    pub fn start(bin: PathBuf, sync: Sync) -> Self {
+        let root = run(Command::new("id").arg("-u")).trim() == "0";
+        let dir = tempfile::Builder::new().prefix("qc-pg-").tempdir().expect("a temporary folder").keep();
+        if root {
+            run(Command::new("chown").arg("postgres").arg(&dir));
+        }
+        let mut shell = if root {
+            let mut shell = Command::new("runuser");
+            shell.args(["-u", "postgres", "--", "sh"]);
+            shell
+        } else {
+            Command::new("sh")
+        };
+        let script = r#"
+            cd "$DIR" || exit 1
+            "$BIN/initdb" -D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
+            printf 'local all locked scram-sha-256\nlocal all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n' >data/pg_hba.conf
+            while read -r order; do
+                "$BIN/postgres" -D data -k "$DIR" $OPTIONS >>server.log 2>&1 &
+            done
+            [ -f data/postmaster.pid ] && kill -QUIT "$(head -n 1 data/postmaster.pid)"
+            wait
+            rm -rf "$DIR"
+        "#;
+        let fsync = if sync == Sync::On { "on" } else { "off" };
+        let options =
+            format!("-c listen_addresses= -c fsync={fsync} -c max_connections=300 -c autovacuum_naptime=5 -c shared_buffers=64MB");
+        let mut keeper = shell
+            .args(["-c", script])
+            .env("DIR", &dir)
+            .env("BIN", &bin)
+            .env("OPTIONS", options)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("sh is there");
+        let orders = keeper.stdin.take().expect("stdin is piped");
+        let server = Self { bin, dir, keeper: Mutex::new((keeper, Some(orders))), databases: AtomicUsize::default() };
+        server.start_again();
+        server
+    }
+
+    /// Waits until it answers; also after a crash.
+    pub fn start_again(&self) {
+        let mut keeper = self.keeper.lock().expect("nobody panics with it");
+        let mut orders = keeper.1.as_ref().expect("it is taken only by drop");
+        writeln!(orders, "start").expect("the keeper reads");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let ready = || Command::new(self.bin.join("pg_isready")).arg("-q").arg("-h").arg(&self.dir).status().is_ok_and(|s| s.success());
+        while !ready() {
+            let ended = keeper.0.try_wait().expect("the keeper is ours");
+            assert!(ended.is_none() && Instant::now() < deadline, "PostgreSQL does not start: {}", self.log());
+            thread::park_timeout(Duration::from_millis(30));
+        }
+    }
+
+    /// kill -9 of the server and all that serves a connection.
+    pub fn kill(&self) {
+        let pid = fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
+        let pid = pid.lines().next().expect("the number stands first");
+        let children = run(Command::new("ps").args(["-o", "pid=", "--ppid", pid]));
+        let mut kill = Command::new("kill");
+        kill.arg("-9").arg(pid).args(children.split_whitespace());
+        let _ = kill.output(); // one that ended meanwhile is as dead as it should be
+    }
+
+    fn log(&self) -> String {
+        ["initdb.log", "server.log"].map(|name| fs::read_to_string(self.dir.join(name)).unwrap_or_default()).join("\n")
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.dir
+    }
+
+    /// An address on the socket.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@{}/{database}", self.dir.display().to_string().replace('/', "%2F"))
+    }
+
+    /// Runs statements as the superuser; returns what they print, unaligned.
+    pub fn sql(&self, database: &str, statements: &str) -> String {
+        let mut psql = Command::new(self.bin.join("psql"));
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"])
+            .arg(&self.dir)
+            .args(["-d", database, "-c", statements]);
+        run(&mut psql).trim().to_owned()
+    }
+
+    /// A new, empty database, or a copy of another; returns its name.
+    pub fn database(&self, template: &str) -> String {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::SeqCst));
+        self.sql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}"));
+        name
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
+        drop(keeper.1.take()); // the keeper stops the server when the pipe is closed
+        let _ = keeper.0.wait();
+    }
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
