@@ -11,6 +11,7 @@ mod commit;
 mod contract;
 mod conversations;
 mod cursor;
+mod dead_letters;
 mod folder;
 mod insights;
 mod outbox;
@@ -34,6 +35,7 @@ use contracts::{
     inference::Task,
 };
 pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
+pub use dead_letters::{DeadLetterRow, Replayed};
 use folder::Folder;
 use outbox::Announcer;
 use platform::bus::Bus;
@@ -178,7 +180,7 @@ impl Record {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let stored = CancellationToken::new();
         let store = async {
-            tokio::join!(recorder::utterances(&self, &stop), recorder::insights(&self, &stop));
+            tokio::join!(recorder::utterances(&self, &stop), recorder::insights(&self, &stop), dead_letters::collect(&self, &stop));
             stop.cancelled().await; // a bus that ended early does not silence what is committed by call
             stored.cancel();
         };

@@ -1,6 +1,7 @@
 //! The record as its callers meet it, on a real database.
 
 mod commit_rule;
+mod dead_letters;
 mod feed;
 mod group;
 mod kept;
