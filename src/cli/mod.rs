@@ -3,6 +3,7 @@
 pub mod certs;
 pub mod completions;
 pub mod demo;
+pub mod dlq;
 pub mod route;
 pub mod serve;
 pub mod split;
@@ -36,6 +37,8 @@ enum Command {
     Certs(certs::Options),
     /// Start api, audio and inference as three processes on this machine.
     Split(split::Options),
+    /// List, show and replay what could not be worked on.
+    Dlq(dlq::Options),
     /// Print shell completions.
     Completions(completions::Options),
 }
@@ -49,6 +52,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Route(options) => route::run(options).await,
         Command::Certs(options) => certs::run(options).await,
         Command::Split(options) => split::run(options).await,
+        Command::Dlq(options) => dlq::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }
 }
