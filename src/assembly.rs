@@ -17,7 +17,7 @@ use audio::{engine::Engine, ingest::Ingest};
 use contracts::{Audio, Conversations, Inference, route::Mode};
 use fabric::{Network, route::Dials};
 use platform::{
-    bus::{Bus, Memory},
+    bus::{self, Bus, Memory, Redis},
     memory::{grown_since, resident_bytes},
     onnx::Runtime,
     supervision::{OnEnd, Supervisor},
@@ -54,7 +54,10 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     let admin = admin::serve(config.admin.addr, status.clone(), Arc::new(move || rendered.render())).await?;
 
     // The record first: a second start on the same folder must fail before it has loaded models.
-    let bus: Arc<dyn Bus> = Arc::new(Memory::default());
+    let bus: Arc<dyn Bus> = match config.bus.kind {
+        bus::Kind::Memory => Arc::new(Memory::with_capacity(config.bus.capacity)),
+        bus::Kind::Redis => Arc::new(Redis::connect(&config.bus).await?),
+    };
     let before = resident_bytes();
     let record = match config.roles.contains(&Role::Api) {
         true => Some(Record::open(&config.data, bus.clone(), &config.api).await.context("opening the record")?),
@@ -64,6 +67,9 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         status.grew("api", grown);
         status.counts("api", "SQLite, by its own count", Arc::new(Record::memory_bytes));
     }
+    if let Some(record) = &record {
+        status.keep_by(record.clone());
+    }
     let models = Models::load(&config, &status).await?;
     if let Some(engine) = models.engine.clone() {
         tasks.spawn("audio", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
@@ -71,22 +77,21 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         });
     }
     let network = network(&config, &mut tasks)?;
-    let mut front = None;
-    match record {
-        Some(record) => {
-            let mut dials = Dials::default();
-            let handles = Handles::build(&config, &models, &network, record.clone(), &mut dials)?;
-            dial::attend(Arc::new(dials), &config, &status, &mut tasks);
-            front = Some(Front::start(&config, &mut tasks, &status, &bus, record, handles).await?);
-        }
-        None => dial::name_hosted(&status, &config),
+    let mut dials = Dials::default();
+    let handles = Handles::build(&config, &models, &network, record.clone(), &mut dials)?;
+    dial::name_hosted(&status, &config);
+    let conversations = record.is_some().then(|| handles.conversations.clone()).flatten();
+    if handles.any() {
+        dial::attend(Arc::new(dials), &config, &status, &mut tasks);
     }
+    let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
+    watch_bus(&config, bus, &status, &mut tasks);
     let grpc = match &config.grpc.listen {
         Some(listen) => {
             let services = fabric::Services {
                 audio: models.engine.clone().map(|e| e as Arc<dyn Audio>),
                 inference: models.inference.clone().map(|i| i as Arc<dyn Inference>),
-                conversations: front.as_ref().map(|f| f.conversations.clone()),
+                conversations,
             };
             let server = network.serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
             let bound = server.address().to_owned();
@@ -100,7 +105,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         Ok(())
     });
 
-    let addresses = Addresses { http: front.as_ref().map(|f| f.addr), grpc, admin: admin.addr() };
+    let addresses = Addresses { http: front.addr, grpc, admin: admin.addr() };
     info!(http = ?addresses.http, grpc = ?addresses.grpc, admin = %addresses.admin, "ready");
     announce(&addresses);
 
@@ -109,8 +114,8 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         failure = tasks.failed() => Some(failure),
     };
     status.drain();
-    if let Some(front) = &front {
-        front.ingest.drain(DRAIN_LIMIT).await;
+    if let Some(ingest) = &front.ingest {
+        ingest.drain(DRAIN_LIMIT).await;
     }
     tasks.stop().await;
     models.stop().await;
@@ -188,40 +193,47 @@ impl Models {
     }
 }
 
-/// How the modules are called in the process that holds the bus.
+/// How this process calls the modules, as far as it does.
 struct Handles {
-    audio: Arc<dyn Audio>,
-    inference: Arc<dyn Inference>,
-    conversations: Arc<dyn Conversations>,
+    audio: Option<Arc<dyn Audio>>,
+    inference: Option<Arc<dyn Inference>>,
+    conversations: Option<Arc<dyn Conversations>>,
 }
 
 impl Handles {
-    fn build(config: &Config, models: &Models, network: &Network, record: Arc<Record>, dials: &mut Dials) -> anyhow::Result<Self> {
+    fn build(config: &Config, models: &Models, network: &Network, record: Option<Arc<Record>>, dials: &mut Dials) -> anyhow::Result<Self> {
         let place = |place: &Place| fabric::route::Place { dial: place.dial(), endpoints: place.endpoints.clone() };
-        let (audio, inference, api) = (&config.modules.audio, &config.modules.inference, &config.modules.api);
         let engine = models.engine.clone().map(|engine| fabric::local::audio(engine));
         let understanding = models.inference.clone().map(|inference| fabric::local::inference(inference));
-        let kept = fabric::local::conversations(record);
+        let kept = record.map(|record| fabric::local::conversations(record));
         // A macro, because each contract is a type of its own.
-        macro_rules! at {
-            ($module:ident) => {{
+        macro_rules! handle {
+            ($role:ident, $name:ident, $module:ident, $local:expr) => {{
                 let network = network.clone();
-                Arc::new(move |endpoint: &str| Ok((network.$module(endpoint)?, network.health(endpoint)?)))
+                let build = || {
+                    let at = &place(&config.modules.$module);
+                    dials.$name($local, at, Arc::new(move |endpoint: &str| Ok((network.$name(endpoint)?, network.health(endpoint)?))))
+                };
+                let named = || concat!("modules.", stringify!($module), ".endpoints");
+                config.calls(Role::$role).then(build).transpose().with_context(named)?
             }};
         }
         Ok(Self {
-            audio: dials.audio(engine, &place(audio), at!(audio)).context("modules.audio.endpoints")?,
-            inference: dials.inference(understanding, &place(inference), at!(inference)).context("modules.inference.endpoints")?,
-            conversations: dials.conversations(Some(kept), &place(api), at!(conversations)).context("modules.api.endpoints")?,
+            audio: handle!(Audio, audio, audio, engine),
+            inference: handle!(Inference, inference, inference, understanding),
+            conversations: handle!(Api, conversations, api, kept),
         })
+    }
+
+    fn any(&self) -> bool {
+        self.audio.is_some() || self.inference.is_some() || self.conversations.is_some()
     }
 }
 
-/// What callers and viewers connect to: sockets, record, API; in the process that holds the bus.
+/// What callers and viewers connect to, and what works on the bus: sockets, API, worker, record, as far as they are hosted here.
 struct Front {
-    ingest: Arc<Ingest>,
-    conversations: Arc<dyn Conversations>,
-    addr: SocketAddr,
+    ingest: Option<Arc<Ingest>>,
+    addr: Option<SocketAddr>,
 }
 
 impl Front {
@@ -230,78 +242,132 @@ impl Front {
         tasks: &mut Supervisor,
         status: &Status,
         bus: &Arc<dyn Bus>,
-        record: Arc<Record>,
+        record: Option<Arc<Record>>,
         handles: Handles,
     ) -> anyhow::Result<Self> {
         let Handles { audio, inference, conversations } = handles;
-        let ingest = Ingest::start(audio::ingest::IngestDeps {
-            audio,
-            conversations: conversations.clone(),
-            bus: bus.clone(),
-            settings: config.audio.ingest.clone(),
-            data: config.data.clone(),
-        });
-        status.counts("audio", "audio kept until it is committed", ingest.kept_bytes());
-        let api = Api::new(ApiDeps {
-            record: record.clone(),
-            inference: inference.clone(),
-            bus: bus.clone(),
-            status: status.clone(),
-            has_recording: ingest.has_recording(),
-            settings: config.api.clone(),
-        });
-        let worker = inference::Worker::new(inference, conversations.clone(), bus.clone(), &config.inference.worker);
-
-        let (sockets, faces) = (ingest.clone(), api.clone());
-        let server = HttpServer::new(move || {
-            admin::name_thread("api-http");
-            App::new().configure(|app| sockets.configure(app)).configure(|app| faces.configure(app))
-        })
-        .workers(HTTP_WORKERS)
-        .disable_signals()
-        .shutdown_timeout(STOP_LIMIT.as_secs())
-        .client_request_timeout(Duration::from_secs(5))
-        .keep_alive(Duration::from_secs(75))
-        .bind(config.http.addr)
-        .with_context(|| format!("http.addr {}: is another quickcomm running?", config.http.addr))?;
-        let addr = server.addrs().first().copied().context("the HTTP listener has no address")?;
+        let ingest = match (audio, conversations.clone()) {
+            (Some(audio), Some(conversations)) if config.hosts_ingest() => Some(Ingest::start(audio::ingest::IngestDeps {
+                audio,
+                conversations,
+                bus: bus.clone(),
+                settings: config.audio.ingest.clone(),
+                data: config.data.clone(),
+            })),
+            _ => None,
+        };
+        if let Some(ingest) = &ingest {
+            status.counts("audio", "audio kept until it is committed", ingest.kept_bytes());
+        }
+        let api = match (&record, &ingest, inference.clone()) {
+            (Some(record), Some(ingest), Some(inference)) => Some(Api::new(ApiDeps {
+                record: record.clone(),
+                inference,
+                bus: bus.clone(),
+                status: status.clone(),
+                has_recording: ingest.has_recording(),
+                settings: config.api.clone(),
+            })),
+            _ => None,
+        };
+        let worker = match (inference, conversations) {
+            (Some(inference), Some(conversations)) if config.hosts_worker() => {
+                Some(inference::Worker::new(inference, conversations, bus.clone(), &config.inference.worker))
+            }
+            _ => None,
+        };
+        let server = ingest.clone().map(|ingest| listen(config, ingest, api.clone())).transpose()?;
+        let addr = server.as_ref().map(|(_, addr)| *addr);
 
         // In the order in which they stop: no new work, then what is under way, then what keeps it.
-        tasks.spawn("live", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
-            api.run(stop).await;
-            Ok(())
-        });
-        let running = server.run();
-        tasks.spawn("http", OnEnd::ExitProcess, STOP_LIMIT * 2, |stop| async move {
-            let handle = running.handle();
-            let stopping = tokio::spawn(async move {
-                stop.cancelled().await;
-                handle.stop(true).await;
-            });
-            running.await?;
-            stopping.abort();
-            Ok(())
-        });
-        let recovering = ingest.clone();
-        tasks.spawn("recovery", OnEnd::Fine, STOP_LIMIT, |stop| async move {
-            tokio::select! { () = recovering.recover() => {}, () = stop.cancelled() => {} }
-            Ok(())
-        });
-        tasks.keep("worker", STOP_LIMIT, move |stop| {
-            let worker = worker.clone();
-            async move {
-                worker.run(stop).await;
+        if let Some(api) = api {
+            tasks.spawn("live", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+                api.run(stop).await;
                 Ok(())
-            }
-        });
-        tasks.spawn("record", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
-            let draining = record.clone();
-            record.run(stop).await;
-            draining.drain().await;
-            Ok(())
-        });
-        Ok(Self { ingest, conversations, addr })
+            });
+        }
+        if let Some((running, _)) = server {
+            tasks.spawn("http", OnEnd::ExitProcess, STOP_LIMIT * 2, |stop| async move {
+                let handle = running.handle();
+                let stopping = tokio::spawn(async move {
+                    stop.cancelled().await;
+                    handle.stop(true).await;
+                });
+                running.await?;
+                stopping.abort();
+                Ok(())
+            });
+        }
+        if let Some(recovering) = ingest.clone() {
+            tasks.spawn("recovery", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+                tokio::select! { () = recovering.recover() => {}, () = stop.cancelled() => {} }
+                Ok(())
+            });
+        }
+        if let Some(worker) = worker {
+            tasks.keep("worker", STOP_LIMIT, move |stop| {
+                let worker = worker.clone();
+                async move {
+                    worker.run(stop).await;
+                    Ok(())
+                }
+            });
+        }
+        if let Some(record) = record {
+            tasks.spawn("record", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+                let draining = record.clone();
+                record.run(stop).await;
+                draining.drain().await;
+                Ok(())
+            });
+        }
+        Ok(Self { ingest, addr })
     }
+}
+
+/// The sockets of callers, and of viewers where the record is.
+fn listen(config: &Config, sockets: Arc<Ingest>, faces: Option<Api>) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
+    let server = HttpServer::new(move || {
+        admin::name_thread("api-http");
+        App::new().configure(|app| sockets.configure(app)).configure(|app| {
+            if let Some(faces) = &faces {
+                faces.configure(app);
+            }
+        })
+    })
+    .workers(HTTP_WORKERS)
+    .disable_signals()
+    .shutdown_timeout(STOP_LIMIT.as_secs())
+    .client_request_timeout(Duration::from_secs(5))
+    .keep_alive(Duration::from_secs(75))
+    .bind(config.http.addr)
+    .with_context(|| format!("http.addr {}: is another quickcomm running?", config.http.addr))?;
+    let addr = server.addrs().first().copied().context("the HTTP listener has no address")?;
+    Ok((server.run(), addr))
+}
+
+/// Shows how a shared bus does, and gives back what was read from it when everything that reads has stopped.
+///
+/// It is never a reason to be unready: every process would be at the same time, and callers are heard without it.
+fn watch_bus(config: &Config, bus: Arc<dyn Bus>, status: &Status, tasks: &mut Supervisor) {
+    let Some(url) = config.bus.url.as_ref().filter(|_| config.shares_bus()).map(ToString::to_string) else { return };
+    let status = status.clone();
+    tasks.spawn("bus", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+        let mut look = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            let trouble = bus.trouble().map(|why| format!("{why}; what is said is kept until it is back"));
+            status.set(admin::Module {
+                name: "bus".into(),
+                mode: admin::Mode::Remote,
+                endpoint: Some(url.clone()),
+                state: admin::ModuleState::Ready,
+                detail: trouble.unwrap_or_else(|| "serving".into()),
+            });
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => break }
+        }
+        bus.close().await;
+        Ok(())
+    });
 }
 
 /// How this process shows itself to others, and its certificate if it has one.
@@ -347,4 +413,5 @@ fn describe_metrics() {
     inference::metrics::describe();
     api::describe_metrics();
     fabric::describe_metrics();
+    bus::describe_metrics();
 }

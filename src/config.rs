@@ -1,7 +1,7 @@
 //! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
 
 use contracts::route::{Dial, Mode, StepBack};
-use platform::{settings, telemetry, trace};
+use platform::{bus, settings, telemetry, trace};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -22,6 +22,7 @@ pub struct Config {
     pub grpc: Grpc,
     pub admin: Admin,
     pub auth: Auth,
+    pub bus: bus::Settings,
     pub modules: Modules,
     pub log: telemetry::Settings,
     pub otlp: trace::Settings,
@@ -147,6 +148,7 @@ impl Default for Config {
             grpc: Grpc::default(),
             admin: Admin::default(),
             auth: Auth::default(),
+            bus: bus::Settings::default(),
             modules: Modules::default(),
             log: telemetry::Settings::default(),
             otlp: trace::Settings::default(),
@@ -201,6 +203,30 @@ impl Config {
         Self::load(source.file.as_deref(), &source.flags)
     }
 
+    /// Whether other processes stand on the same bus.
+    pub fn shares_bus(&self) -> bool {
+        self.bus.kind == bus::Kind::Redis
+    }
+
+    /// Callers' sockets: where the record is; with a shared bus also where audio is heard, if the record is named there.
+    pub fn hosts_ingest(&self) -> bool {
+        self.roles.contains(&Role::Api) || self.shares_bus() && self.roles.contains(&Role::Audio) && self.modules.api.dial().asks_remote()
+    }
+
+    /// The transcript worker is with what it asks most, as far as the bus reaches.
+    pub fn hosts_worker(&self) -> bool {
+        self.roles.contains(if self.shares_bus() { &Role::Inference } else { &Role::Api })
+    }
+
+    /// Whether something in this process calls the module.
+    pub fn calls(&self, module: Role) -> bool {
+        match module {
+            Role::Audio => self.hosts_ingest(),
+            Role::Inference => self.roles.contains(&Role::Api) || self.hosts_worker(),
+            Role::Api => self.hosts_ingest() || self.hosts_worker(),
+        }
+    }
+
     /// Everything that can be refused before anything binds.
     pub fn check(&self) -> Result<(), ConfigError> {
         let refuse = |key: &str, problem: String| Err(ConfigError::Refused { key: key.into(), problem });
@@ -212,7 +238,19 @@ impl Config {
         if self.roles.is_empty() {
             return refuse("roles", "none given; expected at least one of api, audio, inference".into());
         }
-        if !self.roles.contains(&Role::Api) && self.grpc.listen.is_none() {
+        if let Err(problem) = self.bus.check() {
+            return refuse("bus", problem);
+        }
+        let record_elsewhere = self.modules.api.mode != Mode::Local || !self.modules.api.endpoints.is_empty();
+        if record_elsewhere && !self.shares_bus() {
+            let problem = "elsewhere needs a bus that processes share: expected bus.kind = \"redis\" and a bus.url, \
+                           or the api role where callers connect";
+            return refuse("modules.api.mode", problem.into());
+        }
+        if record_elsewhere && self.roles.contains(&Role::Api) {
+            return refuse("modules.api.mode", "this process keeps the record itself: expected local and no endpoints".into());
+        }
+        if !self.hosts_ingest() && !self.hosts_worker() && self.grpc.listen.is_none() {
             let problem =
                 "a process without the api role has no callers but other processes; expected an address such as \"http://127.0.0.1:7443\"";
             return refuse("grpc.listen", problem.into());
@@ -237,19 +275,17 @@ impl Config {
             if dial.shadow_percent > 0 && role != Role::Inference {
                 return refuse(&format!("{key}.route.shadow_percent"), "only calls of inference can be shadowed; expected 0".into());
             }
-            // Ingest, recorder and worker run where the bus is, so only the process with the api role calls other modules.
-            let needed = self.roles.contains(&Role::Api);
-            if needed && !hosted && dial.asks_local() {
+            if self.calls(role) && !hosted && dial.asks_local() {
+                if role == Role::Api && !self.hosts_ingest() {
+                    let problem =
+                        format!("{dial}; the transcript worker runs here and asks the record who speaks: expected remote and an endpoint");
+                    return refuse("modules.api.mode", problem);
+                }
                 return refuse(
                     &format!("{key}.mode"),
                     format!("{dial}, but this process has no {name} role; expected remote and an endpoint"),
                 );
             }
-        }
-        if self.modules.api.mode != Mode::Local || !self.modules.api.endpoints.is_empty() {
-            let problem =
-                "elsewhere needs a bus that processes share, and the only one so far is in memory; host the api role where callers connect";
-            return refuse("modules.api.mode", problem.into());
         }
         let checked = [("audio", self.audio.check()), ("inference", self.inference.check()), ("api", self.api.check())];
         for (key, outcome) in checked {
@@ -290,6 +326,30 @@ mod tests {
         refused(serde_json::json!({ "roles": [] }), &["roles", "at least one"]);
         refused(serde_json::json!({ "modules": { "api": { "mode": "remote", "endpoints": ["unix:/x"] } } }), &["modules.api.mode", "bus"]);
         refused(serde_json::json!({ "modules": { "audio": { "mode": "remote" } } }), &["modules.audio.endpoints", "at least one"]);
+    }
+
+    #[test]
+    fn roles_that_share_a_bus_need_one() {
+        let shared = serde_json::json!({ "kind": "redis", "url": "redis://127.0.0.1:6379" });
+        let record = serde_json::json!({ "mode": "remote", "endpoints": ["unix:/x"] });
+        let with = |roles: &[&str], bus: &serde_json::Value, api: Option<&serde_json::Value>| {
+            let mut flags = serde_json::json!({ "roles": roles, "bus": bus });
+            if let Some(api) = api {
+                flags["modules"] = serde_json::json!({ "api": api });
+            }
+            flags
+        };
+        let fine = Config::load(None, with(&["inference"], &shared, Some(&record))).unwrap();
+        assert!(fine.hosts_worker() && !fine.hosts_ingest() && fine.calls(Role::Api));
+        let fine = Config::load(None, with(&["audio"], &shared, Some(&record))).unwrap();
+        assert!(fine.hosts_ingest() && !fine.hosts_worker());
+        refused(with(&["inference"], &shared, None), &["modules.api.mode", "worker", "endpoint"]);
+        refused(with(&["inference"], &serde_json::json!({}), Some(&record)), &["bus.kind", "redis"]);
+        refused(with(&["api", "audio", "inference"], &shared, Some(&record)), &["modules.api.mode", "keeps the record itself"]);
+        refused(with(&["api"], &serde_json::json!({ "kind": "redis" }), None), &["bus", "url"]);
+        let open = serde_json::json!({ "kind": "redis", "url": "redis://10.0.0.5:6379" });
+        refused(with(&["api", "audio", "inference"], &open, None), &["bus", "10.0.0.5", "no password"]);
+        refused(with(&["api"], &serde_json::json!({ "url": "http://x" }), None), &["bus.url", "expected redis://"]);
     }
 
     #[test]

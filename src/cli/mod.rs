@@ -4,6 +4,7 @@ pub mod certs;
 pub mod completions;
 pub mod db;
 pub mod demo;
+pub mod dlq;
 pub mod route;
 pub mod serve;
 pub mod split;
@@ -39,6 +40,8 @@ enum Command {
     Db(db::Options),
     /// Start api, audio and inference as three processes on this machine.
     Split(split::Options),
+    /// List, show and replay what could not be worked on.
+    Dlq(dlq::Options),
     /// Print shell completions.
     Completions(completions::Options),
 }
@@ -53,6 +56,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Certs(options) => certs::run(options).await,
         Command::Db(options) => db::run(options).await,
         Command::Split(options) => split::run(options).await,
+        Command::Dlq(options) => dlq::run(options).await,
         Command::Completions(options) => completions::run(&options),
     }
 }

@@ -82,6 +82,7 @@ struct Process {
 
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let config = Config::load(options.config.as_deref(), serde_json::json!({}))?;
+    let shares_bus = config.shares_bus();
     let data = options.data.clone().unwrap_or(config.data);
     let folder = data.join("split");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -92,6 +93,11 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     // The api process stops when this one is gone; the others when that one is gone too, because it holds its lock together with us.
     let (ours, shared) = (hold(&folder, "split.lock")?, hold(&folder, "api.lock")?);
+    let remote = |command: &mut Command, module: &str| {
+        let key = |name: &str| format!("QUICKCOMM_MODULES__{}__{name}", module.to_uppercase());
+        command.env(key("MODE"), "remote");
+        command.env(key("ENDPOINTS"), format!("[\"unix:{}\"]", socket(module).display()));
+    };
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let view = View::new(options.json);
 
@@ -107,12 +113,14 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             for (flag, addr) in [("--http", options.http), ("--admin", options.admin)] {
                 command.args(addr.map(|addr| [flag.to_owned(), addr.to_string()]).into_iter().flatten());
             }
-            for remote in ["audio", "inference"] {
-                let key = |name: &str| format!("QUICKCOMM_MODULES__{}__{name}", remote.to_uppercase());
-                command.env(key("MODE"), "remote");
-                command.env(key("ENDPOINTS"), format!("[\"unix:{}\"]", socket(remote).display()));
+            ["audio", "inference"].into_iter().for_each(|module| remote(&mut command, module));
+            if shares_bus {
+                command.args(["--grpc", &format!("unix:{}", socket(role).display())]);
             }
         } else {
+            if shares_bus && role == "inference" {
+                remote(&mut command, "api"); // the transcript worker is there, and asks who speaks
+            }
             command.args(["--admin", "127.0.0.1:0", "--grpc", &format!("unix:{}", socket(role).display())]);
         }
         // What stdin is, the child keeps open, and with it the lock; it reads nothing from there.

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod browser;
+mod bus;
 mod calls;
 mod certs;
 #[path = "../../modules/fabric/tests/collector/mod.rs"]

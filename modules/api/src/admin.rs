@@ -1,11 +1,12 @@
 //! What an operator asks: is it alive, is it ready, what does it do with the processor; and the dials, which an operator turns.
 //!
 //! Invariants: the listener has a thread and a runtime of its own and reads nothing but memory and `/proc`, so it answers while every other
-//! thread computes; what it tells names no secret and no word that was spoken.
+//! thread computes; dead letters alone are read from the record; what it tells names no secret and no word that was spoken.
 //! Deliberately absent: deciding what is ready; assembly tells [`Status`], the live feed tells it tiers and how many calls are live.
 
 mod bottleneck;
 mod cpu;
+mod dead_letters;
 mod memory;
 mod meters;
 pub(crate) mod routes;
@@ -103,6 +104,7 @@ struct Inner {
     tiers: Mutex<Vec<TierStatus>>,
     routes: Mutex<Option<Arc<dyn Routes>>>,
     memory: Memory,
+    record: Mutex<Option<Arc<crate::Record>>>,
     /// Set by the admin listener, which keeps them.
     meters: Mutex<Option<Arc<Meters>>>,
 }
@@ -122,6 +124,7 @@ impl Status {
             tiers: Mutex::default(),
             routes: Mutex::default(),
             memory: Memory::default(),
+            record: Mutex::default(),
             meters: Mutex::default(),
         }))
     }
@@ -146,6 +149,15 @@ impl Status {
     /// Whose dials are read and turned here.
     pub fn dial_by(&self, routes: Arc<dyn Routes>) {
         *self.0.routes.lock() = Some(routes);
+    }
+
+    /// Whose dead letters are read and replayed here.
+    pub fn keep_by(&self, record: Arc<crate::Record>) {
+        *self.0.record.lock() = Some(record);
+    }
+
+    fn record(&self) -> Option<Arc<crate::Record>> {
+        self.0.record.lock().clone()
     }
 
     fn routes(&self) -> Option<Arc<dyn Routes>> {
@@ -344,6 +356,9 @@ fn routes(app: &mut web::ServiceConfig, status: Status, meters: Arc<Meters>) {
         .service(web::resource("/livez").get(livez).head(livez))
         .service(web::resource("/readyz").get(readyz).head(readyz))
         .service(web::resource("/metrics").get(metrics).head(metrics))
+        .service(web::resource("/admin/dead-letters").get(dead_letters::list))
+        .service(web::resource("/admin/dead-letters/{id}").get(dead_letters::show))
+        .service(web::resource("/admin/dead-letters/{id}/replay").post(dead_letters::replay))
         .service(web::resource("/admin/status").get(report).head(report))
         .service(web::resource("/admin/topology").get(topology::read).head(topology::read))
         .service(web::resource("/admin/routes").get(routes::read).head(routes::read))

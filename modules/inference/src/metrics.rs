@@ -13,6 +13,7 @@ pub const RENEWED: &str = "quickcomm_inference_classifier_renewed_total";
 pub const INSIGHT_AGE: &str = "quickcomm_inference_insight_age_seconds";
 pub const WORKER_RETRIED: &str = "quickcomm_inference_worker_retried_total";
 pub const WORKER_PENDING: &str = "quickcomm_inference_worker_pending_total";
+pub const WORKER_BURIED: &str = "quickcomm_inference_worker_buried_total";
 pub const WORKER_UNREADABLE: &str = "quickcomm_inference_worker_unreadable_total";
 
 pub fn describe() {
@@ -27,5 +28,6 @@ pub fn describe() {
     describe_histogram!(INSIGHT_AGE, Unit::Seconds, "from the turn's publication on the bus to its insight's");
     describe_counter!(WORKER_RETRIED, Unit::Count, "turns given back to the bus for another try");
     describe_counter!(WORKER_PENDING, Unit::Count, "turns whose insight was published as pending");
-    describe_counter!(WORKER_UNREADABLE, Unit::Count, "bus entries that were no segment, and were dropped");
+    describe_counter!(WORKER_UNREADABLE, Unit::Count, "bus entries that were no segment");
+    describe_counter!(WORKER_BURIED, Unit::Count, "entries given up and kept as dead letters");
 }

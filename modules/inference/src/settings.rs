@@ -43,7 +43,7 @@ pub struct WorkerSettings {
     pub budget_ms: u64,
     /// Deliveries of one entry before a pending insight is published in its place. Default 4.
     pub attempts: u32,
-    /// First wait before an entry is tried again, in ms; doubles with each attempt. Default 100.
+    /// First wait before an entry is tried again, in ms; doubles with each attempt, up to 4 s. Default 1000.
     pub backoff_ms: u64,
     /// Conversations whose roles and last turns are remembered. Default 4096.
     pub remembered: usize,
@@ -69,7 +69,7 @@ impl Default for Settings {
 
 impl Default for WorkerSettings {
     fn default() -> Self {
-        Self { batch: 16, concurrency: 4, budget_ms: 2_000, attempts: 4, backoff_ms: 100, remembered: 4_096 }
+        Self { batch: 16, concurrency: 4, budget_ms: 2_000, attempts: 4, backoff_ms: 1_000, remembered: 4_096 }
     }
 }
 

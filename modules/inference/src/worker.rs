@@ -4,17 +4,23 @@
 //! - an entry is acknowledged after its insights are published; a crash before that repeats it, and repeated insights have the same ids;
 //! - turns of one conversation are worked on one after the other, at most `concurrency` conversations at once, in the order they came:
 //!   a conversation with a backlog holds one place, never all;
-//! - a turn that cannot be understood after some tries gets a pending insight that says so: the screen is never blank.
+//! - a turn that cannot be understood after some tries gets a pending insight that says so: the screen is never blank;
+//! - an entry that can never be understood goes to the dead letters, whole, with why; when many fail, it is what they depend on: then
+//!   reading pauses, and nothing is given up.
+
+mod health;
 
 use crate::{metrics as names, settings::WorkerSettings};
 use contracts::{
-    CallCx, CallError, ChannelIndex, Conversations, ErrorKind, Inference, InsightId, Retry, RunId, SampleRate,
+    CallCx, CallError, ChannelIndex, Conversations, ErrorKind, Inference, InsightId, Retry, RunId, SampleRate, TraceCx,
     audio::{Role, SegmentBody, Spoken},
     conversation::Segment,
     inference::{Analyze, Insight, Provenance, Task, Tier, Utterance},
-    signal::{INSIGHTS, UTTERANCES},
+    signal::{DEAD, DeadLetter, INSIGHTS, UTTERANCES},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use health::Health;
+use parking_lot::Mutex;
 use platform::{
     bus::{Bus, BusError, Consumer, Delivery, EntryId, NewEntry},
     trace::{Side, Span},
@@ -32,7 +38,9 @@ const GROUP: &str = "inference";
 /// Turns given along with one, and kept to choose them from: a turn that is tried again may come after later ones.
 const CONTEXT: usize = 3;
 const KEPT: usize = 8;
-const LONGEST_REST: Duration = Duration::from_secs(5);
+/// Deliveries without an end: so often may a reader be lost with an entry before the entry is held to be the reason.
+const LOST_WITH_READERS: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(4);
 
 #[derive(Clone)]
 pub struct Worker {
@@ -40,6 +48,9 @@ pub struct Worker {
     conversations: Arc<dyn Conversations>,
     bus: Arc<dyn Bus>,
     settings: WorkerSettings,
+    health: Arc<Mutex<Health>>,
+    /// How often this worker itself gave an entry back.
+    given_back: Arc<Mutex<HashMap<EntryId, u32>>>,
 }
 
 /// Turns of one conversation, in order.
@@ -72,7 +83,7 @@ enum Failed {
 
 impl Worker {
     pub fn new(inference: Arc<dyn Inference>, conversations: Arc<dyn Conversations>, bus: Arc<dyn Bus>, settings: &WorkerSettings) -> Self {
-        Self { inference, conversations, bus, settings: settings.clone() }
+        Self { inference, conversations, bus, settings: settings.clone(), health: Arc::default(), given_back: Arc::default() }
     }
 
     /// Until `stop`, or until the bus shuts down. What is under way at `stop` is finished, the rest given back.
@@ -102,6 +113,7 @@ impl Worker {
             {
                 working.push(self.work(group).boxed());
             }
+            let pause = self.health.lock().pause();
             tokio::select! {
                 biased; // stopping and finished work come before new work
                 () = stop.cancelled() => break,
@@ -110,8 +122,9 @@ impl Worker {
                     settle(&mut *consumer, outcomes, &mut resting).await?;
                 }
                 Some(id) = resting.next() => consumer.nack(&[id]).await?,
+                () = sleep_until(pause), if pause.is_some() => {}
                 // Cancel-safe by its contract. Groups of one batch that wait for a place keep the next batch in the bus.
-                taken = consumer.next(self.settings.batch), if waiting.is_empty() && working.len() < self.settings.concurrency => {
+                taken = consumer.next(self.settings.batch), if pause.is_none() && waiting.is_empty() && working.len() < self.settings.concurrency => {
                     let taken = taken?;
                     if taken.is_empty() {
                         return Ok(());
@@ -143,10 +156,15 @@ impl Worker {
         let mut outcomes = vec![];
         for delivery in std::mem::take(&mut group.deliveries) {
             let (id, attempt) = (delivery.id, delivery.attempt);
-            outcomes.push(match self.understand(&mut group.kept, delivery).await {
-                Ok(()) => Outcome::Done(id),
+            let outcome = self.understand(&mut group.kept, delivery).await;
+            outcomes.push(match outcome {
+                Ok(()) => {
+                    self.given_back.lock().remove(&id);
+                    Outcome::Done(id)
+                }
                 Err(failed) => {
                     metrics::counter!(names::WORKER_RETRIED).increment(1);
+                    *self.given_back.lock().entry(id).or_default() += 1;
                     let rest = self.rest(&failed, attempt);
                     debug!(attempt, rest_ms = rest.as_millis() as u64, reason = %failed, "a turn is tried again");
                     Outcome::Again(id, rest)
@@ -163,7 +181,17 @@ impl Worker {
             Failed::Call(CallError { retry: Retry::After(time), .. }) => *time,
             _ => Duration::ZERO,
         };
-        doubled.max(asked).min(LONGEST_REST)
+        doubled.mul_f64(rand::random_range(0.75..1.25)).max(asked).min(LONGEST_REST)
+    }
+
+    /// Gives an entry up: it is kept as it is, with why, for somebody to look at and to replay.
+    async fn bury(&self, delivery: &Delivery, error: &str) -> Result<(), Failed> {
+        metrics::counter!(names::WORKER_BURIED).increment(1);
+        warn!(key = delivery.key, attempt = delivery.attempt, error, trace_id = delivery.trace.trace_id_hex(), "an entry was given up");
+        let letter = DeadLetter::new(UTTERANCES, &delivery.key, &delivery.payload, delivery.trace, delivery.attempt, error);
+        let payload = serde_json::to_vec(&letter).expect("a dead letter is plain data").into();
+        let entry = NewEntry { key: delivery.key.clone(), payload, trace: delivery.trace };
+        self.bus.publish(DEAD, vec![entry]).await.map_err(Failed::Bus)
     }
 
     async fn understand(&self, kept: &mut Kept, delivery: Delivery) -> Result<(), Failed> {
@@ -172,8 +200,9 @@ impl Worker {
             Ok(segment) => segment,
             Err(error) => {
                 metrics::counter!(names::WORKER_UNREADABLE).increment(1);
-                warn!(%error, "an entry of the utterance stream is no segment");
-                return Ok(());
+                // serde's own text quotes what it read.
+                let place = format!("no segment: {:?} error at column {}", error.classify(), error.column());
+                return self.bury(&delivery, &place).await;
             }
         };
         let SegmentBody::Speech(spoken) = &segment.body else { return Ok(()) };
@@ -188,6 +217,14 @@ impl Worker {
         span.note("waited_ms", delivery.age.as_millis() as i64);
         cx.attempt = delivery.attempt.saturating_sub(1).min(u32::from(u8::MAX)) as u8;
         let last_try = delivery.attempt >= self.settings.attempts;
+        let given_back = self.given_back.lock().get(&delivery.id).copied().unwrap_or_default();
+        let lost = delivery.attempt.saturating_sub(1 + given_back);
+        if lost >= LOST_WITH_READERS && !self.health.lock().is_failing() {
+            let error = CallError::panicked(&"its readers were lost with it");
+            let utterance = kept.utterance(&segment, spoken);
+            self.bury(&delivery, &format!("{error} ({lost} times)")).await?;
+            return self.tell(&delivery, cx.trace, pending(&utterance, &error, begun)).await;
+        }
         self.learn(&cx, kept, &segment, last_try).await?;
         let utterance = kept.utterance(&segment, spoken);
         let request = Analyze {
@@ -198,23 +235,39 @@ impl Worker {
         };
         // Dropped when time is up, whatever the implementation makes of its deadline.
         let answer = tokio::time::timeout_at(cx.deadline, AssertUnwindSafe(self.inference.analyze(cx.clone(), request)).catch_unwind());
-        let insights = match answer.await {
-            Ok(Ok(Ok(insights))) => insights,
-            Ok(Ok(Err(error))) if !last_try && may_pass(error.kind) => return Err(Failed::Call(error)),
-            Err(_) if !last_try => return Err(Failed::Call(CallError::deadline())),
-            Ok(Ok(Err(error))) => pending(&utterance, &error, begun),
-            Ok(Err(panic)) => pending(&utterance, &CallError::panicked(&*panic), begun),
-            Err(_) => pending(&utterance, &CallError::deadline(), begun),
+        let failed = match answer.await {
+            Ok(Ok(Ok(insights))) => {
+                self.tell(&delivery, cx.trace, insights).await?;
+                None
+            }
+            Ok(Ok(Err(error))) => Some(error),
+            Ok(Err(panic)) => Some(CallError::panicked(&*panic)),
+            Err(_) => Some(CallError::deadline()),
         };
-        let entries = insights.iter().map(|insight| NewEntry {
-            key: delivery.key.clone(),
-            payload: serde_json::to_vec(insight).expect("an insight is plain data").into(),
-            trace: cx.trace,
-        });
-        self.bus.publish(INSIGHTS, entries.collect()).await.map_err(Failed::Bus)?;
+        self.health.lock().note(failed.is_none());
+        if let Some(error) = failed {
+            let passes = may_pass(error.kind) || self.health.lock().is_failing();
+            if passes && !last_try {
+                return Err(Failed::Call(error));
+            }
+            // What may pass is asked for again later; what will not is kept for a person.
+            if !passes {
+                self.bury(&delivery, &format!("{}: {error}", error.kind.name())).await?;
+            }
+            self.tell(&delivery, cx.trace, pending(&utterance, &error, begun)).await?;
+        }
         metrics::histogram!(names::INSIGHT_AGE).record((delivery.age + begun.elapsed()).as_secs_f64());
         kept.keep(utterance);
         Ok(())
+    }
+
+    async fn tell(&self, delivery: &Delivery, trace: TraceCx, insights: Vec<Insight>) -> Result<(), Failed> {
+        let entries = insights.iter().map(|insight| NewEntry {
+            key: delivery.key.clone(),
+            payload: serde_json::to_vec(insight).expect("an insight is plain data").into(),
+            trace,
+        });
+        self.bus.publish(INSIGHTS, entries.collect()).await.map_err(Failed::Bus)
     }
 
     /// Asks the record once per conversation who speaks on which channel, and what was said before this worker came.
@@ -281,6 +334,13 @@ impl std::fmt::Display for Failed {
             Self::Call(error) => error.fmt(f),
             Self::Bus(error) => error.fmt(f),
         }
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,4 +6,6 @@ pub mod onnx;
 pub mod settings;
 pub mod supervision;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod trace;

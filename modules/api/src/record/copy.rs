@@ -7,7 +7,7 @@
 //! - it is done only when every row of both, in key order, has the same checksum.
 //!
 //! Conversations are copied whole: whatever changes below one changes its row or one of its channels'. The outbox is not copied: it speaks to
-//! listeners of a process that has ended.
+//! listeners of a process that has ended; nor are dead letters: they stay in the file, and are put back (`quickcomm dlq replay`) before it is left.
 
 use super::{
     OpenError,

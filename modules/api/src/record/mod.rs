@@ -14,6 +14,7 @@ mod conversations;
 mod copy;
 mod cursor;
 mod database;
+mod dead_letters;
 mod folder;
 mod insights;
 mod memory;
@@ -44,6 +45,7 @@ use contracts::{
 };
 pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
 use database::{Database, Use};
+pub use dead_letters::{DeadLetterRow, Replayed};
 pub use migrations::State as SchemaState;
 use outbox::Announcer;
 use platform::bus::Bus;
@@ -213,7 +215,7 @@ impl Record {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let stored = CancellationToken::new();
         let store = async {
-            tokio::join!(recorder::utterances(&self, &stop), recorder::insights(&self, &stop));
+            tokio::join!(recorder::utterances(&self, &stop), recorder::insights(&self, &stop), dead_letters::collect(&self, &stop));
             stop.cancelled().await; // a bus that ended early does not silence what is committed by call
             stored.cancel();
         };

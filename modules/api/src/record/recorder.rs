@@ -12,7 +12,7 @@ use contracts::{
     CallCx, CallError, ChannelIndex, ConversationId, ErrorKind, SamplePos, TenantId, UtteranceId,
     conversation::{CommitOutcome, Segment},
     inference::Insight,
-    signal::{self, Committed},
+    signal::{self, Committed, DeadLetter},
 };
 use platform::bus::{BusError, Consumer, Delivery, EntryId};
 use serde::de::DeserializeOwned;
@@ -150,6 +150,8 @@ struct Waiting<T> {
     value: T,
     attempt: u32,
     since: Instant,
+    /// As it stood on the bus, should it be given up. `None` for what was parked: its producer has it.
+    origin: Option<Delivery>,
 }
 
 fn values<T: Clone>(entries: &[Waiting<T>]) -> Vec<T> {
@@ -157,7 +159,7 @@ fn values<T: Clone>(entries: &[Waiting<T>]) -> Vec<T> {
 }
 
 /// One stream of the bus.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     record: &'a Record,
     stream: &'static str,
     consumer: Box<dyn Consumer>,
@@ -170,7 +172,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl<'a> Source<'a> {
-    async fn join(record: &'a Record, stream: &'static str, stop: &'a CancellationToken) -> Option<Self> {
+    pub(super) async fn join(record: &'a Record, stream: &'static str, stop: &'a CancellationToken) -> Option<Self> {
         let mut pause = FIRST_PAUSE;
         loop {
             match record.bus.consume(stream, GROUP).await {
@@ -186,7 +188,7 @@ impl<'a> Source<'a> {
     }
 
     /// The next entries; after `stop` only those that are there. `None`: no more will come.
-    async fn next(&mut self) -> Option<Vec<Delivery>> {
+    pub(super) async fn next(&mut self) -> Option<Vec<Delivery>> {
         let most = self.record.settings.group_rows;
         let stop = self.stop;
         let waiting = self.consumer.next(most);
@@ -206,28 +208,64 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What cannot be read is acknowledged at once: it would be no better the next time.
+    /// Each with its id. One that cannot be read is a fault of ours, and there is no third place to keep it.
+    pub(super) async fn parse_letters(&mut self, entries: Vec<Delivery>) -> Vec<(EntryId, DeadLetter)> {
+        let letters = self.parse::<DeadLetter>(entries).await;
+        letters.into_iter().filter_map(|w| Some((w.id?, w.value))).collect()
+    }
+
+    /// After a failed batch: all of it goes back to the bus, for later.
+    pub(super) async fn return_all(&mut self, ids: &[EntryId], error: CallError) {
+        warn!(stream = self.stream, kind = error.kind.name(), %error, entries = ids.len(), "a batch could not be stored; trying again");
+        metrics::counter!(names::RETRIES_TOTAL, "stream" => self.stream).increment(1);
+        if let Err(error) = self.consumer.nack(ids).await {
+            debug!(stream = self.stream, %error, "entries could not be given back");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(self.pause) => {}
+            () = self.stop.cancelled() => {}
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// What cannot be read is given up at once: it would be no better the next time.
     async fn parse<T: DeserializeOwned>(&mut self, entries: Vec<Delivery>) -> Vec<Waiting<T>> {
         let mut read = Vec::with_capacity(entries.len());
-        let mut poison = vec![];
+        let (mut poison, mut letters) = (vec![], vec![]);
         for entry in entries {
             metrics::histogram!(names::BUS_SECONDS, "stream" => self.stream).record(entry.age.as_secs_f64());
             match serde_json::from_slice(&entry.payload) {
-                Ok(value) => read.push(Waiting { id: Some(entry.id), value, attempt: entry.attempt, since: Instant::now() }),
+                Ok(value) => {
+                    read.push(Waiting { id: Some(entry.id), value, attempt: entry.attempt, since: Instant::now(), origin: Some(entry) })
+                }
                 Err(problem) => {
                     // The payload itself is speech and stays out of the log; serde's message names field and place.
                     let (stream, trace_id) = (self.stream, entry.trace.trace_id_hex());
-                    error!(stream, key = entry.key, bytes = entry.payload.len(), trace_id, problem = %problem.classify_only(), "an entry cannot be read and was dropped");
+                    let why = problem.classify_only();
+                    error!(
+                        stream,
+                        key = entry.key,
+                        bytes = entry.payload.len(),
+                        trace_id,
+                        problem = why,
+                        "an entry cannot be read and was given up"
+                    );
                     metrics::counter!(names::DROPPED_TOTAL, "stream" => self.stream, "reason" => "unreadable").increment(1);
+                    if stream != signal::DEAD {
+                        letters.push(DeadLetter::new(stream, &entry.key, &entry.payload, entry.trace, entry.attempt, why));
+                    }
                     poison.push(entry.id);
                 }
             }
         }
-        self.ack(&poison).await;
+        match self.record.bury(letters).await {
+            Ok(()) => self.ack(&poison).await,
+            Err(error) => self.return_all(&poison, error).await, // kept on the bus until the record can be written
+        }
         read
     }
 
-    async fn ack(&mut self, ids: &[EntryId]) {
+    pub(super) async fn ack(&mut self, ids: &[EntryId]) {
         self.pause = FIRST_PAUSE;
         if !ids.is_empty()
             && let Err(error) = self.consumer.ack(ids).await
@@ -247,20 +285,24 @@ impl<'a> Source<'a> {
             return batch;
         }
         if hopeless && batch.iter().all(|w| w.attempt >= MOST_ATTEMPTS) {
-            error!(stream = self.stream, kind = error.kind.name(), %error, "an entry cannot be stored and was dropped");
+            error!(stream = self.stream, kind = error.kind.name(), %error, "an entry cannot be stored and was given up");
             metrics::counter!(names::DROPPED_TOTAL, "stream" => self.stream, "reason" => "failed").increment(batch.len() as u64);
             let ids: Vec<EntryId> = batch.iter().filter_map(|w| w.id).collect();
+            let why = format!("{}: {error}", error.kind.name());
+            let letters = batch
+                .iter()
+                .filter_map(|w| w.origin.as_ref())
+                .map(|origin| DeadLetter::new(self.stream, &origin.key, &origin.payload, origin.trace, origin.attempt, why.clone()));
+            if let Err(error) = self.record.bury(letters.collect()).await {
+                self.return_all(&ids, error).await;
+                return vec![];
+            }
             self.ack(&ids).await;
             return vec![];
         }
-        warn!(stream = self.stream, kind = error.kind.name(), %error, entries = batch.len(), "a batch could not be stored; trying again");
-        metrics::counter!(names::RETRIES_TOTAL, "stream" => self.stream).increment(1);
-        self.give_back(batch).await;
-        tokio::select! {
-            () = tokio::time::sleep(self.pause) => {}
-            () = self.stop.cancelled() => {}
-        }
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        // What was parked is not on the bus any more: its producer sends it again.
+        let ids: Vec<EntryId> = batch.iter().filter_map(|w| w.id).collect();
+        self.return_all(&ids, error).await;
         vec![]
     }
 
@@ -332,7 +374,7 @@ impl Parked {
         for place in advanced {
             for (_, early) in self.of.remove(place).unwrap_or_default() {
                 self.count -= 1;
-                ready.push(Waiting { id: None, value: early.segment, attempt: 1, since: early.since });
+                ready.push(Waiting { id: None, value: early.segment, attempt: 1, since: early.since, origin: None });
             }
         }
         self.note_oldest();

@@ -137,6 +137,22 @@ table! {
     }
 }
 
+table! {
+    dead_letters (tenant_id, id) {
+        tenant_id -> Text,
+        id -> Text,
+        stream -> Text,
+        entry_key -> Text,
+        payload -> Binary,
+        error -> Text,
+        attempts -> BigInt,
+        trace -> Text,
+        version -> Text,
+        died_at -> Timestamp,
+        replayed_at -> Nullable<Timestamp>,
+    }
+}
+
 allow_tables_to_appear_in_same_query!(conversations, conversation_tags, channels, segments, insights, outbox);
 
 /// Segments with the channel they were heard on; a macro, because the type of a joined query has no name.

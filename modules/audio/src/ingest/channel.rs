@@ -194,6 +194,8 @@ pub(super) struct Channel {
     /// The session is wanted elsewhere, by then at the latest.
     move_by: Option<Instant>,
     publish_again: Option<Instant>,
+    /// Of the bus, when the journal was published.
+    bus_epoch: u64,
 
     finalizes: VecDeque<Finalize>,
     finish: Option<Option<(Duration, &'static str)>>,
@@ -268,6 +270,7 @@ impl Channel {
         let standing = Arc::new(Mutex::new(standing));
         let door = Door { spec: spec.clone(), input: tx, orders: order, standing: standing.clone() };
         let now = Instant::now();
+        let bus_epoch = shared.bus.epoch();
         let channel = Self {
             shared,
             audience,
@@ -296,6 +299,7 @@ impl Channel {
             waking: vec![],
             move_by: None,
             publish_again: None,
+            bus_epoch,
             finalizes: VecDeque::new(),
             finish: None,
             all_heard: false,
@@ -863,12 +867,15 @@ impl Channel {
         if self.publish_again.is_some_and(|at| now >= at) {
             self.send().await;
         }
-        let waiting = self.journal.waiting(now);
-        if waiting >= self.shared.settings.republish() {
+        let bus_epoch = self.shared.bus.epoch();
+        let bus_lost = std::mem::replace(&mut self.bus_epoch, bus_epoch) != bus_epoch;
+        if bus_lost || self.journal.waiting(now) >= self.shared.settings.republish() {
             let again = self.journal.send_again();
-            counter!(names::REPUBLISHED).increment(again as u64);
-            warn!(channel = %self.index(), segments = again, "not committed in time; published again");
-            self.send().await;
+            if again > 0 {
+                counter!(names::REPUBLISHED).increment(again as u64);
+                warn!(channel = %self.index(), segments = again, bus_lost, "not committed in time; published again");
+                self.send().await;
+            }
         }
         if self.journal.unconfirmed(now) >= ASK_AFTER && self.asking.is_none() && now.duration_since(self.asked) >= self.ask_every {
             self.asked = now;

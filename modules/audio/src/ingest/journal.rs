@@ -2,6 +2,9 @@
 //!
 //! Invariants: entries have consecutive numbers; an entry leaves only when the record says that its range is committed.
 
+#[cfg(test)]
+mod property;
+
 use bytes::Bytes;
 use contracts::{SamplePos, TraceCx, conversation::Segment};
 use platform::bus::NewEntry;

@@ -1,12 +1,12 @@
 //! The bus of one process: queues behind one lock each, wake-ups by `Notify`.
 
-use super::{Bus, BusError, Consumer, Delivery, EntryId, Heard, Listener, NewEntry};
+use super::{Bus, BusError, Consumer, Delivery, EntryId, Heard, Listener, NewEntry, desk::Desk};
 use async_trait::async_trait;
 use bytes::Bytes;
 use contracts::TraceCx;
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Instant,
 };
@@ -39,7 +39,7 @@ struct State {
     next_id: u64,
     /// What some group has not acknowledged yet.
     entries: BTreeMap<EntryId, Entry>,
-    groups: HashMap<&'static str, Group>,
+    groups: HashMap<&'static str, Desk>,
 }
 
 struct Entry {
@@ -49,14 +49,6 @@ struct Entry {
     published: Instant,
     /// Groups that still need it; 0 before any group exists means: keep for the first one.
     open: usize,
-}
-
-#[derive(Default)]
-struct Group {
-    /// Not delivered, or given back; with the number of deliveries so far.
-    waiting: BTreeMap<EntryId, u32>,
-    /// Keys a consumer is working on: nothing else of that key goes out until it is done.
-    busy: HashMap<String, usize>,
 }
 
 impl Default for Memory {
@@ -89,13 +81,13 @@ impl Bus for Memory {
                 return Err(BusError::Full { stream, held: state.entries.len() });
             }
             for NewEntry { key, payload, trace } in entries {
-                let id = EntryId(state.next_id);
+                let id = EntryId { ms: state.next_id, seq: 0, shard: 0 };
                 state.next_id += 1;
                 let open = state.groups.len();
-                state.entries.insert(id, Entry { key, payload, trace, published: Instant::now(), open });
-                for group in state.groups.values_mut() {
-                    group.waiting.insert(id, 0);
+                for desk in state.groups.values_mut() {
+                    desk.put(id, &key, 0);
                 }
+                state.entries.insert(id, Entry { key, payload, trace, published: Instant::now(), open });
             }
         }
         target.arrived.notify_waiters();
@@ -107,11 +99,12 @@ impl Bus for Memory {
         {
             let mut state = stream.state.lock();
             if !state.groups.contains_key(group) {
-                let waiting = state.entries.keys().map(|id| (*id, 0)).collect();
-                for entry in state.entries.values_mut() {
+                let mut desk = Desk::default();
+                for (id, entry) in &mut state.entries {
+                    desk.put(*id, &entry.key, 0);
                     entry.open += 1;
                 }
-                state.groups.insert(group, Group { waiting, busy: HashMap::new() });
+                state.groups.insert(group, desk);
             }
         }
         Ok(Box::new(MemoryConsumer { stream, group, held: HashMap::new() }))
@@ -138,29 +131,11 @@ impl MemoryConsumer {
     fn take(&mut self, max: usize) -> Vec<Delivery> {
         let mut state = self.stream.state.lock();
         let State { entries, groups, .. } = &mut *state;
-        let group = groups.get_mut(self.group).expect("a consumer's group was made when it joined");
-        let mut taken: Vec<(EntryId, u32)> = vec![];
-        let mut mine: HashSet<&str> = HashSet::new();
-        for (id, attempts) in &group.waiting {
-            let key = entries[id].key.as_str();
-            if group.busy.contains_key(key) && !mine.contains(key) {
-                continue;
-            }
-            mine.insert(key);
-            taken.push((*id, attempts + 1));
-            if taken.len() == max {
-                break;
-            }
-            // Entries of a key taken in this batch may follow in the same batch, in order.
-            if !group.busy.contains_key(key) {
-                group.busy.insert(key.to_owned(), 0);
-            }
-        }
+        let desk = groups.get_mut(self.group).expect("a consumer's group was made when it joined");
+        let taken = desk.take(max, |_| true);
         let mut deliveries = Vec::with_capacity(taken.len());
         for (id, attempt) in taken {
-            group.waiting.remove(&id);
             let entry = &entries[&id];
-            *group.busy.entry(entry.key.clone()).or_default() += 1;
             self.held.insert(id, attempt);
             deliveries.push(Delivery {
                 id,
@@ -177,23 +152,18 @@ impl MemoryConsumer {
     fn finish(&mut self, ids: &[EntryId], done: bool) {
         let mut state = self.stream.state.lock();
         let State { entries, groups, .. } = &mut *state;
-        let group = groups.get_mut(self.group).expect("a consumer's group was made when it joined");
+        let desk = groups.get_mut(self.group).expect("a consumer's group was made when it joined");
         for id in ids {
             let Some(attempts) = self.held.remove(id) else { continue };
             let entry = entries.get_mut(id).expect("a held entry is kept until it is acknowledged");
-            if let Some(n) = group.busy.get_mut(&entry.key) {
-                *n -= 1;
-                if *n == 0 {
-                    group.busy.remove(&entry.key);
-                }
-            }
+            desk.finish(&entry.key);
             if done {
                 entry.open -= 1;
                 if entry.open == 0 {
                     entries.remove(id);
                 }
             } else {
-                group.waiting.insert(*id, attempts);
+                desk.put(*id, &entry.key, attempts);
             }
         }
         drop(state);
@@ -256,6 +226,6 @@ mod tests {
 
     #[tokio::test]
     async fn the_memory_bus_passes_the_suite() {
-        super::super::suite::run(|capacity| Arc::new(Memory::with_capacity(capacity))).await
+        super::super::suite::run(async |capacity| Arc::new(Memory::with_capacity(capacity))).await
     }
 }

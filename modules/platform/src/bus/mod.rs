@@ -5,13 +5,21 @@
 //! - an entry stays until its group has acknowledged it; a consumer that goes away gives its unacknowledged entries back;
 //! - everything is bounded: a full stream refuses with [`BusError::Full`], a slow listener of signals misses some and is told how many.
 //!
-//! Deliberately absent: durability. Producers keep what is not committed, so the bus may lose everything without a word being lost.
+//! Deliberately absent: durability. Producers keep what is not committed, so the bus may lose everything without a word being lost; it
+//! says so by raising its [`Bus::epoch`].
 
+mod desk;
 mod memory;
+mod metrics;
+mod redis;
+mod settings;
 #[allow(clippy::unwrap_used)] // a test, run where each bus is made
 pub mod suite;
 
+pub use self::redis::{ConnectError, Redis};
 pub use memory::Memory;
+pub use metrics::describe as describe_metrics;
+pub use settings::{Kind, Settings, Url};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,13 +35,23 @@ pub trait Bus: Send + Sync + 'static {
     /// Tells whoever listens right now.
     async fn signal(&self, topic: &'static str, payload: Bytes) -> Result<(), BusError>;
     async fn listen(&self, topic: &'static str) -> Result<Box<dyn Listener>, BusError>;
+    /// Rises when the bus may have lost what it held: a producer publishes again what is not confirmed.
+    fn epoch(&self) -> u64 {
+        0
+    }
+    /// What is wrong with it right now, for people.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+    /// Waits until consumers that were dropped have given back what they held.
+    async fn close(&self) {}
 }
 
 #[async_trait]
 pub trait Consumer: Send {
     /// Waits for at least one entry, returns at most `max`. Cancel-safe. An empty answer means the bus has shut down.
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, BusError>;
-    /// Done with these; ids of this consumer only.
+    /// Done with these; ids of this consumer only. A bus that is away is told later, and until then an entry may come again.
     async fn ack(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
     /// Not done: delivers them again, to this consumer or another, before anything newer of the same key.
     async fn nack(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
@@ -66,19 +84,29 @@ pub struct Delivery {
     pub key: String,
     pub payload: Bytes,
     pub trace: TraceCx,
-    /// 1 the first time.
+    /// 1 the first time; one more each time it was given back, or its consumer was lost with it.
     pub attempt: u32,
     /// How long it has waited in the bus.
     pub age: std::time::Duration,
 }
 
+/// An entry's place: the older one is the smaller one, across shards as well as their clock tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EntryId(pub u64);
+pub struct EntryId {
+    ms: u64,
+    seq: u64,
+    shard: u16,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     #[error("stream {stream} holds {held} unread entries and takes no more")]
     Full { stream: &'static str, held: usize },
+    #[error("the bus has no memory left for stream {stream}")]
+    OutOfMemory { stream: &'static str },
+    /// Nothing is known of what was asked: it may have been done.
+    #[error("the bus does not answer: {reason}")]
+    Unavailable { reason: String },
     #[error("the bus has shut down")]
     Closed,
 }

@@ -2,6 +2,7 @@
 
 mod commit_rule;
 mod copy;
+mod dead_letters;
 mod faults;
 mod feed;
 mod group;

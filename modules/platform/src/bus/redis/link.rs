@@ -1,0 +1,322 @@
+//! The connections to Redis, and whether it is still the Redis it was.
+//!
+//! Invariants:
+//! - every call has its own deadline, and a connection on which something failed is not used again;
+//! - deadpool owns every connection but those of pub/sub: writers and lookups share one pool, what waits for entries has another, so nobody
+//!   who waits keeps a writer from writing;
+//! - the epoch rises when Redis has forgotten, or when connections were lost: a restart or a promotion may have lost the last writes.
+
+use super::super::{BusError, Settings, metrics as names};
+use super::scripts;
+use deadpool_redis::{Connection, Hook, Manager, Pool, PoolConfig, Runtime, Timeouts};
+use parking_lot::Mutex;
+use redis::{AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, aio::MultiplexedConnection};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+const IDENTITY: &str = "bus:epoch";
+const PULSE: Duration = Duration::from_secs(1);
+/// The same complaint is logged this often at most.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Why a process cannot stand on this Redis; for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("bus.url {url} cannot be used: {reason}")]
+    Url { url: String, reason: String },
+    #[error("no Redis answers at {url}: {reason}; start one there (`redis-server`), or set bus.url to where it is")]
+    Absent { url: String, reason: String },
+    #[error("Redis at {url} refuses the user or password: {reason}; expected redis://user:password@host:port in bus.url")]
+    Refused { url: String, reason: String },
+    #[error("Redis at {url} is version {version}; expected 7.0 or later")]
+    TooOld { url: String, version: String },
+    #[error("Redis at {url} is a replica and takes no writes; set bus.url to its primary")]
+    Replica { url: String },
+    #[error("what answers at {url} is no Redis that can be used: {reason}")]
+    Other { url: String, reason: String },
+}
+
+pub(super) struct Link {
+    pub(super) settings: Settings,
+    pub(super) client: Client,
+    write: Pool,
+    read: Pool,
+    /// The last one seen of `IDENTITY`.
+    identity: Mutex<Option<String>>,
+    epoch: AtomicU64,
+    broken: AtomicBool,
+    /// Writers' connections there have been, and those of them that are no more.
+    made: Arc<AtomicU64>,
+    gone: AtomicU64,
+    trouble: Mutex<Option<String>>,
+    complained: Mutex<Option<Instant>>,
+    pub(super) stop: CancellationToken,
+    /// Readers that have not yet given back what they held.
+    pub(super) readers: TaskTracker,
+}
+
+/// A call that came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallFailed {
+    #[error("{0}")]
+    Redis(#[from] RedisError),
+    #[error("no connection: {0}")]
+    Pool(#[from] deadpool_redis::PoolError),
+    #[error("no answer within {} ms", .0.as_millis())]
+    Late(Duration),
+}
+
+impl CallFailed {
+    pub(super) fn is_no_group(&self) -> bool {
+        matches!(self, Self::Redis(error) if error.to_string().contains("NOGROUP"))
+    }
+
+    fn lost_connection(&self) -> bool {
+        match self {
+            Self::Redis(error) | Self::Pool(deadpool_redis::PoolError::Backend(error)) => error.is_io_error() && !error.is_timeout(),
+            _ => false,
+        }
+    }
+
+    pub(super) fn for_stream(&self, stream: &'static str) -> BusError {
+        match self {
+            Self::Redis(error) if is_oom(error) => BusError::OutOfMemory { stream },
+            _ => BusError::Unavailable { reason: self.to_string() },
+        }
+    }
+}
+
+pub(super) fn is_oom(error: &RedisError) -> bool {
+    error.code() == Some("OOM") || error.to_string().contains("used memory > 'maxmemory'")
+}
+
+/// One connection for one call. Given back only when the call went well.
+struct Lent(Option<Connection>);
+
+impl Lent {
+    fn connection(&mut self) -> &mut MultiplexedConnection {
+        self.0.as_mut().expect("it is there until it is given back")
+    }
+
+    fn give_back(mut self) {
+        self.0.take();
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(Connection::take(connection)); // closed: an answer may still be on its way
+        }
+    }
+}
+
+impl Link {
+    /// Opens the pools and looks who answers.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, ConnectError> {
+        let at = settings.url.as_ref().ok_or_else(|| ConnectError::Url { url: "(none)".into(), reason: "none given".into() })?;
+        let url = at.to_string();
+        let bad = |reason: String| ConnectError::Url { url: at.to_string(), reason };
+        let client = Client::open(at.expose()).map_err(|e| bad(e.to_string()))?;
+        let call = Duration::from_millis(settings.call_ms);
+        let block = Duration::from_millis(settings.block_ms);
+        let made = Arc::new(AtomicU64::new(0));
+        let pool = |size: usize, answer: Duration, made: Arc<AtomicU64>| {
+            let count = Hook::sync_fn(move |_, _| {
+                made.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            });
+            let config = AsyncConnectionConfig::new().set_connection_timeout(Some(call)).set_response_timeout(Some(answer));
+            let manager = Manager::new_with_config(at.expose(), config).map_err(|e| bad(e.to_string()))?;
+            let timeouts = Timeouts { wait: Some(call), create: Some(call), recycle: Some(call) };
+            Pool::builder(manager)
+                .config(PoolConfig { timeouts, ..PoolConfig::new(size) })
+                .post_create(count)
+                .runtime(Runtime::Tokio1)
+                .build()
+                .map_err(|e| bad(e.to_string()))
+        };
+        let link = Self {
+            write: pool(settings.write_connections, call, made.clone())?,
+            read: pool(settings.read_connections, block + Duration::from_secs(1), Arc::default())?,
+            settings: settings.clone(),
+            client,
+            identity: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            made,
+            gone: AtomicU64::new(0),
+            trouble: Mutex::default(),
+            complained: Mutex::default(),
+            stop: CancellationToken::new(),
+            readers: TaskTracker::new(),
+        };
+        link.introduce(url).await?;
+        Ok(link)
+    }
+
+    async fn introduce(&self, url: String) -> Result<(), ConnectError> {
+        let hello: Vec<redis::Value> = match self.call("hello", async |c| redis::cmd("HELLO").query_async(c).await).await {
+            Ok(hello) => hello,
+            Err(CallFailed::Redis(error)) | Err(CallFailed::Pool(deadpool_redis::PoolError::Backend(error))) => {
+                let reason = error.to_string();
+                let denied = matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
+                    || ["NOAUTH", "WRONGPASS", "AUTH"].iter().any(|code| reason.contains(code));
+                return Err(match () {
+                    () if denied => ConnectError::Refused { url, reason },
+                    () if error.is_io_error() => ConnectError::Absent { url, reason },
+                    // HELLO came with 6.0.
+                    () if reason.contains("unknown command") => ConnectError::TooOld { url, version: "before 6".into() },
+                    () => ConnectError::Other { url, reason },
+                });
+            }
+            Err(late) => return Err(ConnectError::Absent { url, reason: late.to_string() }),
+        };
+        let said = |name: &str| {
+            let at = hello.chunks(2).find(|pair| String::from_redis_value_ref(&pair[0]).is_ok_and(|key| key == name))?;
+            String::from_redis_value_ref(at.get(1)?).ok()
+        };
+        let version = said("version").unwrap_or_default();
+        if version.split('.').next().and_then(|major| major.parse().ok()).is_none_or(|major: u32| major < 7) {
+            return Err(ConnectError::TooOld { url, version });
+        }
+        if said("role").is_some_and(|role| role != "master") {
+            return Err(ConnectError::Replica { url });
+        }
+        self.beat().await.map_err(|e| ConnectError::Other { url: url.clone(), reason: e.to_string() })?;
+        info!(url, version, "the bus is a Redis");
+        Ok(())
+    }
+
+    /// One call on a connection of the writers.
+    pub(super) async fn call<T>(
+        &self,
+        name: &'static str,
+        ask: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, CallFailed> {
+        self.on(&self.write, Duration::from_millis(self.settings.call_ms), name, ask).await
+    }
+
+    /// One call that may wait `block_ms` for something to happen.
+    pub(super) async fn wait<T>(
+        &self,
+        name: &'static str,
+        ask: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, CallFailed> {
+        self.on(&self.read, Duration::from_millis(self.settings.block_ms) + Duration::from_secs(1), name, ask).await
+    }
+
+    async fn on<T>(
+        &self,
+        pool: &Pool,
+        limit: Duration,
+        name: &'static str,
+        ask: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, CallFailed> {
+        let begun = Instant::now();
+        let work = async {
+            let mut lent = Lent(Some(pool.get().await?));
+            let answer = ask(lent.connection()).await?;
+            lent.give_back();
+            Ok(answer)
+        };
+        let outcome = tokio::time::timeout(limit, work).await.unwrap_or(Err(CallFailed::Late(limit)));
+        match &outcome {
+            Ok(_) => metrics::histogram!(names::CALL_SECONDS, "call" => name).record(begun.elapsed()),
+            Err(failed) => {
+                metrics::counter!(names::FAILURES, "call" => name).increment(1);
+                if failed.lost_connection() {
+                    self.broken.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// A script, on a connection of the writers.
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        name: &'static str,
+        script: &Script,
+        keys: &[String],
+        args: &[Vec<u8>],
+    ) -> Result<T, CallFailed> {
+        self.call(name, async |connection| {
+            let mut call = script.prepare_invoke();
+            for key in keys {
+                call.key(key);
+            }
+            for arg in args {
+                call.arg(arg.as_slice());
+            }
+            call.invoke_async(connection).await
+        })
+        .await
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    /// Something was found missing: producers publish again what is not confirmed.
+    pub(super) fn lost(&self, why: &str) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!(names::EPOCHS).increment(1);
+        self.complain(why);
+    }
+
+    pub(super) fn complain(&self, why: &str) {
+        let mut complained = self.complained.lock();
+        if complained.is_none_or(|at| at.elapsed() >= QUIET) {
+            *complained = Some(Instant::now());
+            warn!(why, "the bus has trouble");
+        }
+    }
+
+    /// Looks every second whether Redis answers, and whether it is the same.
+    pub(super) async fn watch(&self) {
+        loop {
+            match self.beat().await {
+                Ok(()) => *self.trouble.lock() = None,
+                Err(failed) => {
+                    self.complain(&failed.to_string());
+                    *self.trouble.lock() = Some(failed.to_string());
+                }
+            }
+            for (pool, name) in [(&self.write, "write"), (&self.read, "read")] {
+                let status = pool.status();
+                for (state, count) in [("open", status.size), ("idle", status.available), ("awaited", status.waiting)] {
+                    metrics::gauge!(names::CONNECTIONS, "pool" => name, "state" => state).set(count as f64);
+                }
+            }
+            tokio::select! { () = tokio::time::sleep(PULSE) => {}, () = self.stop.cancelled() => return }
+        }
+    }
+
+    async fn beat(&self) -> Result<(), CallFailed> {
+        let fresh = format!("{:032x}", rand::random::<u128>());
+        let now: String = self.run("pulse", &scripts::PULSE, &[IDENTITY.into()], &[fresh.into_bytes()]).await?;
+        let before = self.identity.lock().replace(now.clone());
+        // A pool replaces what was cut without a word, so whoever is there now need not be who was there before.
+        let gone = self.made.load(Ordering::Relaxed).saturating_sub(self.write.status().size as u64);
+        let replaced = gone > self.gone.fetch_max(gone, Ordering::Relaxed);
+        let broken = self.broken.swap(false, Ordering::Relaxed) || replaced;
+        match before {
+            Some(before) if before != now => self.lost("Redis has forgotten what it held"),
+            Some(_) if broken => self.lost("connections to Redis were lost, and are back"),
+            _ => {}
+        }
+        Ok(())
+    }
+}
