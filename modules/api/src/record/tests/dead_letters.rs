@@ -2,6 +2,11 @@ use super::*;
 use contracts::signal::{DEAD, DeadLetter, INSIGHTS, UTTERANCES};
 use platform::bus::NewEntry;
 
+on_both! {
+    an_entry_that_cannot_be_read_is_kept_whole_with_why_and_where_it_came_from,
+    a_letter_from_another_process_is_one_row_and_goes_back_once,
+}
+
 async fn letters(running: &Running, count: usize) -> Vec<DeadLetterRow> {
     let mut look = tokio::time::interval(Duration::from_millis(10));
     for _ in 0..1_000 {
@@ -18,9 +23,8 @@ fn entry(key: &str, payload: &'static [u8], trace: TraceCx) -> NewEntry {
     NewEntry { key: key.into(), payload: payload.into(), trace }
 }
 
-#[tokio::test]
-async fn an_entry_that_cannot_be_read_is_kept_whole_with_why_and_where_it_came_from() {
-    let running = Running::start().await;
+async fn an_entry_that_cannot_be_read_is_kept_whole_with_why_and_where_it_came_from(on: On) {
+    let running = Running::start(on).await;
     let trace = TraceCx::root();
     running.bus.publish(UTTERANCES, vec![entry("conv_1", b"no segment", trace)]).await.expect("taken");
     running.bus.publish(INSIGHTS, vec![entry("conv_1", b"{}", trace)]).await.expect("taken");
@@ -31,9 +35,8 @@ async fn an_entry_that_cannot_be_read_is_kept_whole_with_why_and_where_it_came_f
     running.end().await;
 }
 
-#[tokio::test]
-async fn a_letter_from_another_process_is_one_row_and_goes_back_once() {
-    let running = Running::start().await;
+async fn a_letter_from_another_process_is_one_row_and_goes_back_once(on: On) {
+    let running = Running::start(on).await;
     let call = running.call().await;
     let segment = call.says(AGENT, 0, 0..1000, "hello there");
     let (key, trace) = (call.id.to_string(), segment.trace);
