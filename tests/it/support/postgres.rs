@@ -75,6 +75,7 @@ impl Postgres {
             "$BIN/initdb" -D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
             printf 'local all locked scram-sha-256\nlocal all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n' >data/pg_hba.conf
             while read -r order; do
+                wait # one that was killed holds its lock file until it has been waited for
                 "$BIN/postgres" -D data -k "$DIR" $OPTIONS >>server.log 2>&1 &
             done
             [ -f data/postmaster.pid ] && kill -QUIT "$(head -n 1 data/postmaster.pid)"

@@ -68,6 +68,8 @@ impl Database {
 
     pub(super) fn failure(&self, reason: String) -> OpenError {
         match &self.server {
+            // Where the damage is in what says which tables there are, nothing can be looked through.
+            None if reason.contains("malformed") => OpenError::Damaged { path: self.folder.database(), findings: reason },
             None => OpenError::Database { path: self.folder.database(), reason },
             Some(server) => OpenError::Server { server: server.to_string(), reason },
         }

@@ -90,7 +90,7 @@ impl State {
     }
 
     pub(super) fn is_idle(&self, shard: u16) -> bool {
-        !self.held.keys().any(|id| id.shard() == shard) && !self.done.get(&shard).is_some_and(|done| !done.is_empty())
+        !self.held.keys().any(|id| id.shard() == shard) && self.done.get(&shard).is_none_or(|done| done.is_empty())
     }
 
     fn take(&mut self, max: usize) -> Vec<Delivery> {
