@@ -54,6 +54,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 const CUT: u32 = u32::MAX;
 /// After this it is asked for again.
 const CUT_WITHIN: Duration = Duration::from_secs(10);
+/// How long the events of a session that broke are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 /// Sessions that may fail at the same stretch of audio before it is given up as a gap.
 const POISON: u32 = 3;
 
@@ -360,7 +362,7 @@ impl Channel {
                     Ok(())
                 }
                 Step::Fed(Ok(())) => Ok(()),
-                Step::Fed(Err(error)) => self.failed(error).await,
+                Step::Fed(Err(error)) => self.broke(error).await,
                 Step::Heard(Some(Ok(event))) => self.hear(event).await,
                 Step::Heard(Some(Err(error))) => self.failed(error).await,
                 Step::Heard(None) => self.events_ended().await,
@@ -735,6 +737,19 @@ impl Channel {
         counter!(names::MOVES).increment(1);
         info!(channel = %self.index(), conversation = %self.id(), at_ms = self.rate().ms_at(self.heard), "stream moves");
         self.reopen();
+    }
+
+    /// The audio session takes no more: what it said before it broke still counts. Passed over, the same stretch would be heard again and
+    /// again, and given up although it does no harm.
+    async fn broke(&mut self, error: CallError) -> Result<(), End> {
+        while self.events.is_some() && events_wanted(&self.journal) {
+            match tokio::time::timeout(LAST_WORDS, next_of(&mut self.events)).await {
+                Ok(Some(Ok(event @ SpeechEvent::Segment { .. }))) => self.hear(event).await?,
+                Ok(Some(Ok(_))) => {} // only a segment is progress
+                _ => break,
+            }
+        }
+        self.failed(error).await
     }
 
     /// The audio session is lost: what it had not said is heard again.
