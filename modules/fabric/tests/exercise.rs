@@ -5,7 +5,10 @@
 
 #![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
 
+mod collector;
+
 use async_trait::async_trait;
+use collector::Collector;
 use contracts::{
     CallCx, CallError, ConversationId, Conversations, EventStream, Inference, TraceCx,
     conversation::OpenConversation,
@@ -13,46 +16,21 @@ use contracts::{
     testing::{Behavior, FakeConversations},
 };
 use fabric::{Services, connect, serve};
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    common::v1::any_value::Value,
-    trace::v1::Span,
-};
+use opentelemetry_proto::tonic::{common::v1::any_value::Value, trace::v1::Span};
 use parking_lot::Mutex;
 use platform::trace::{self, Side};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response, Status};
 
-/// Keeps every span it is sent.
-#[derive(Clone, Default)]
-struct Collector {
-    spans: Arc<Mutex<Vec<Span>>>,
-}
+/// Where this process sends its spans.
+struct Spans(Collector);
 
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let sent = request.into_inner().resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.spans.lock().extend(sent);
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
+impl Spans {
     async fn start() -> Self {
-        let collector = Self::default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        let service = TraceServiceServer::new(collector.clone());
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let (collector, endpoint) = Collector::start().await;
         let settings = serde_json::json!({ "endpoint": endpoint });
         trace::start(&serde_json::from_value(settings).unwrap(), "api").unwrap();
-        collector
+        Self(collector)
     }
 
     /// The spans of a trace, when so many have come.
@@ -60,13 +38,13 @@ impl Collector {
         for _ in 0..200 {
             tokio::task::spawn_blocking(trace::flush).await.unwrap();
             let id = trace.trace_id.to_be_bytes();
-            let spans: Vec<_> = self.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
+            let spans: Vec<_> = self.0.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
             if spans.len() >= expected {
                 return Trace { spans };
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("no {expected} spans of {trace}: {:?}", self.spans.lock());
+        panic!("no {expected} spans of {trace}: {:?}", self.0.spans.lock());
     }
 }
 
@@ -178,7 +156,7 @@ async fn process(services: Services) -> Process {
 /// One test, because a process exports to one collector.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_remote_a_failing_peer_and_a_panic_are_each_found_in_the_trace() {
-    let collector = Collector::start().await;
+    let collector = Spans::start().await;
     let (record, panics) = (FakeConversations::default(), Arc::new(Mutex::new(false)));
     let keeps = process(Services { conversations: Some(Arc::new(record.clone())), ..Default::default() }).await;
     let asks = Understanding { record: connect::conversations(&keeps.address).unwrap(), panics: panics.clone() };

@@ -276,7 +276,6 @@ impl Worker {
                 self.receive(message);
                 if is_sound && self.sessions.len() >= CROWD && !self.gather.is_zero() {
                     // Detecting in company costs half, and nobody has to wake a thread that is not waiting. Not awaited for that reason.
-                    #[allow(clippy::disallowed_methods)]
                     std::thread::park_timeout(self.gather);
                 }
             }
