@@ -10,8 +10,11 @@ use serde::Deserialize;
 use std::{collections::VecDeque, time::Duration};
 use tokio::{net::TcpStream, sync::mpsc, time::Instant};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{self, Message, protocol::CloseFrame},
+    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    tungstenite::{
+        self, Message,
+        protocol::{CloseFrame, WebSocketConfig},
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(12);
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// The server restarts within this time or the call is given up.
 const GIVE_UP: Duration = Duration::from_secs(120);
+/// Bytes; cleared before every read, so the default of 128 KiB costs a caller more than everything else it does.
+const READ_BUFFER: usize = 4096;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -444,7 +449,8 @@ async fn dial(options: &Options) -> Result<(Socket, ServerMessage), ClientError>
 async fn welcomed(options: &Options) -> Result<(Socket, ServerMessage), ClientError> {
     let url = options.url()?;
     let unreachable = |cause: String| ClientError::Unreachable(options.server.clone(), cause);
-    let (mut socket, _) = match connect_async(url).await {
+    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER);
+    let (mut socket, _) = match connect_async_with_config(url, Some(config), true).await {
         Ok(connected) => connected,
         Err(tungstenite::Error::Http(answer)) => {
             let retry_after_s = answer.headers().get("retry-after").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());

@@ -24,7 +24,7 @@ const BETWEEN_WORDS: f32 = 0.4;
 
 /// A guess is ready about this much later, and this much per second of speech: about what a busy core takes. What is begun earlier than
 /// the end needs is more often begun in vain.
-const READY: u64 = 16 * 90;
+const READY: u64 = 16 * 150;
 const READY_PER_SECOND: u64 = 16 * 15;
 
 /// Lengths in samples at 16 kHz.
