@@ -6,16 +6,21 @@
 mod first;
 mod support;
 
-use std::{path::Path, process::Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 use support::{
     ROOT, Server,
     load::{Felt, Listening, run, tracks},
     quick, scratch,
 };
-use tokio_util::sync::CancellationToken;
 
 /// Partials every 500 ms, 400 ms of silence, finals within a second.
 const LISTENING: Listening = Listening { endpointing_ms: 400, partial_ms: Some(500) };
+
+/// Makes this bench the process that was written first, at the socket it names.
+const FIRST_AT: &str = "BENCH_FIRST_AT";
 
 /// What answers behind the contract.
 enum Engine {
@@ -26,6 +31,9 @@ enum Engine {
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().expect("a runtime");
+    if let Ok(socket) = std::env::var(FIRST_AT) {
+        return runtime.block_on(first::serve(&Path::new(ROOT).join(".quickcomm/models"), &socket));
+    }
     let candidates = [
         ("what is written first", Engine::First, 16),
         ("ours", Engine::Ours(&[]), 56),
@@ -79,30 +87,24 @@ fn keeps(felt: &Felt) -> bool {
 async fn trial(engine: &Engine, channels: usize) -> Felt {
     let folder = scratch();
     let socket = format!("unix:{}", folder.path().join("audio.sock").display());
-    let stop = CancellationToken::new();
-    let mut child = None;
-    let mut serving = None;
-    match engine {
+    let mut audio = match engine {
         Engine::First => {
-            let (socket, stop) = (socket.clone(), stop.clone());
-            let models = Path::new(ROOT).join(".quickcomm/models");
-            serving = Some(tokio::spawn(async move { first::serve(&models, &socket, stop).await }));
+            let mut bench = Command::new(std::env::current_exe().expect("this bench has a path"));
+            bench.env(FIRST_AT, &socket);
+            bench
         }
         Engine::Ours(settings) => {
-            child = Some(
-                std::process::Command::new(env!("CARGO_BIN_EXE_quickcomm"))
-                    .args(["serve", "--roles", "audio", "--admin", "127.0.0.1:0", "--grpc", &socket])
-                    .envs(settings.iter().copied())
-                    .envs([("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0"), ("QUICKCOMM_LOG__FILTER", "warn")])
-                    .current_dir(ROOT)
-                    .stdout(Stdio::null())
-                    .spawn()
-                    .expect("the binary starts"),
-            );
+            let mut ours = Command::new(env!("CARGO_BIN_EXE_quickcomm"));
+            ours.args(["serve", "--roles", "audio", "--admin", "127.0.0.1:0", "--grpc", &socket])
+                .envs(settings.iter().copied())
+                .envs([("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0"), ("QUICKCOMM_LOG__FILTER", "warn")]);
+            ours
         }
-    }
+    };
+    let mut audio = audio.current_dir(ROOT).stdout(Stdio::null()).spawn().expect("the process starts");
     let health = fabric::connect::health(&socket).expect("a Unix socket is an endpoint");
     while health.check("audio", std::time::Duration::from_millis(200)).await.is_err() {
+        assert!(audio.try_wait().expect("the child is ours").is_none(), "the process behind the contract has ended; its errors are above");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     let endpoints = format!("[\"{socket}\"]");
@@ -123,13 +125,7 @@ async fn trial(engine: &Engine, channels: usize) -> Felt {
         felt.turns,
         felt.refused
     );
-    stop.cancel();
-    if let Some(serving) = serving {
-        let _ = serving.await;
-    }
-    if let Some(mut child) = child {
-        child.kill().expect("the child is ours");
-        child.wait().expect("the child is ours");
-    }
+    audio.kill().expect("the child is ours");
+    audio.wait().expect("the child is ours");
     felt
 }

@@ -2,11 +2,7 @@
 
 mod support;
 
-use contracts::{
-    CallCx, ChannelIndex, ConversationId, Epoch, Inference, UtteranceId,
-    audio::{Role, Word},
-    inference::{Analyze, Task, Utterance},
-};
+use contracts::{CallCx, Inference};
 use std::{
     sync::{
         Arc,
@@ -17,13 +13,15 @@ use std::{
 use support::{
     Server,
     load::{Listening, Track, run, tracks},
-    median, quick, scratch,
+    median,
+    questions::question,
+    quick, scratch,
 };
 use tokio_util::sync::CancellationToken;
 
 /// Well within what the machine holds, so that queueing of speech itself is not what is measured.
 const CHANNELS: usize = 16;
-/// Calls to the classifier under way at any moment: it is never idle, and its queue stays shorter than the second a turn may wait.
+/// Calls to the classifier under way at any moment: it is never idle.
 const BACKLOG: usize = 16;
 
 fn main() {
@@ -34,8 +32,13 @@ fn main() {
 async fn measure() {
     let data = scratch();
     let socket = format!("unix:{}", data.path().join("modules.sock").display());
-    let server =
-        Server::start(&data.path().join("data"), &[("QUICKCOMM_GRPC__LISTEN", &socket), ("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")]);
+    let settings = [
+        ("QUICKCOMM_GRPC__LISTEN", socket.as_str()),
+        ("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0"),
+        // The classifier is to be busy all the time: rules must not answer in its place because it is.
+        ("QUICKCOMM_INFERENCE__TIMEOUT_MS", "10000"),
+    ];
+    let server = Server::start(&data.path().join("data"), &settings);
     let inference = fabric::connect::inference(&socket).expect("a Unix socket is an endpoint");
     let tracks = tracks(CHANNELS, if quick() { 10.0 } else { 20.0 });
     let pairs = if quick() { 1 } else { 5 };
@@ -87,21 +90,4 @@ async fn with_backlog(server: &Server, tracks: &[Track], inference: &Arc<dyn Inf
         let _ = task.await;
     }
     (p95, answered.load(Ordering::Relaxed))
-}
-
-/// A new customer turn every time, so that nothing can be answered from a cache.
-fn question(n: u64) -> Analyze {
-    let conversation = ConversationId::from_u128(n.into());
-    let text = format!("my bill shows a charge of {n} that I never agreed to and I would like somebody to explain it to me please");
-    let words = text.split(' ').map(|w| Word { text: w.into(), start_ms: 0, end_ms: 0, confidence: 1.0 }).collect();
-    let utterance = Utterance {
-        id: UtteranceId::of(conversation, ChannelIndex(1), Epoch(1), n),
-        conversation,
-        channel: ChannelIndex(1),
-        role: Role::Customer,
-        start_ms: 0,
-        end_ms: 3000,
-        words,
-    };
-    Analyze { conversation, tasks: Task::ALL.to_vec(), utterances: vec![utterance], context: vec![] }
 }

@@ -5,15 +5,12 @@
 
 mod support;
 
-use std::path::Path;
 use support::{
-    Server,
     collector::{Collector, collect_if_asked},
-    cpu_seconds,
+    house::House,
     load::{Felt, Listening, Track, run, tracks},
-    median, quantile, quick, resident_mb, scratch,
+    median, quantile, quick,
 };
-use tempfile::TempDir;
 
 /// Well within what two cores hold, so that queueing is not what is measured.
 const CHANNELS: usize = 24;
@@ -36,43 +33,6 @@ fn main() {
     }
 }
 
-/// Processes that together are one QuickComm; the first is the one that callers reach.
-struct House {
-    servers: Vec<Server>,
-    _data: TempDir,
-}
-
-impl House {
-    fn whole(env: &[(&str, &str)]) -> Self {
-        let data = scratch();
-        Self { servers: vec![Server::start(data.path(), env)], _data: data }
-    }
-
-    fn apart() -> Self {
-        let data = scratch();
-        let folder = |name: &str| data.path().join(name);
-        let socket = |name: &str| format!("unix:{}", folder(name).join("module.sock").display());
-        let host = |name: &str| {
-            std::fs::create_dir_all(folder(name)).expect("the scratch folder is writable");
-            Server::start_as(&folder(name), &["--roles", name, "--grpc", &socket(name)], &[])
-        };
-        let (audio, inference) = (host("audio"), host("inference"));
-        let endpoints = |name: &str| format!("[\"{}\"]", socket(name));
-        let env = [
-            ("QUICKCOMM_MODULES__AUDIO__MODE", "remote"),
-            ("QUICKCOMM_MODULES__AUDIO__ENDPOINTS", &endpoints("audio")),
-            ("QUICKCOMM_MODULES__INFERENCE__MODE", "remote"),
-            ("QUICKCOMM_MODULES__INFERENCE__ENDPOINTS", &endpoints("inference")),
-        ];
-        let api = Server::start_as(Path::new(&folder("api")), &["--roles", "api"], &env);
-        Self { servers: vec![api, audio, inference], _data: data }
-    }
-
-    fn cpu(&self) -> Vec<f64> {
-        self.servers.iter().map(|server| cpu_seconds(server.pid())).collect()
-    }
-}
-
 /// One run.
 struct Run {
     felt: Felt,
@@ -89,9 +49,8 @@ impl Run {
         let felt = run(&front.http, front.pid(), tracks, LISTENING).await;
         assert_eq!((felt.refused, felt.missing * 20 > felt.turns), (0, false), "callers were refused, or not heard");
         let cpu = house.cpu().iter().zip(before).map(|(now, before)| now - before).collect();
-        let resident_mb = house.servers.iter().map(|server| resident_mb(server.pid())).sum();
         let seconds = |track: &Track| track.sound.len() as f64 / track.encoding.bytes_per_sample() as f64 / f64::from(track.rate);
-        Self { felt, cpu, resident_mb, audio_hours: tracks.iter().map(seconds).sum::<f64>() / 3600.0 }
+        Self { felt, cpu, resident_mb: house.resident_mb(), audio_hours: tracks.iter().map(seconds).sum::<f64>() / 3600.0 }
     }
 
     fn cores(&self) -> f64 {
@@ -108,7 +67,7 @@ async fn processes(tracks: &[Track], pairs: usize) {
     for pair in 0..pairs {
         // Whoever is first is not always the same.
         for apart in [pair % 2 == 0, pair % 2 == 1] {
-            let house = if apart { House::apart() } else { House::whole(&[]) };
+            let house = if apart { House::apart(&[]) } else { House::whole(None, &[]) };
             let run = Run::of(&house, tracks).await;
             eprintln!("  {}: {}", if apart { "three processes" } else { "one process" }, told(&run));
             if apart { three.push(run) } else { one.push(run) }
@@ -140,7 +99,7 @@ async fn traces(tracks: &[Track], pairs: usize) {
     let (mut on, mut off, mut more) = (vec![], vec![], vec![]);
     for pair in 0..pairs {
         for traced in [pair % 2 == 0, pair % 2 == 1] {
-            let house = House::whole(if traced { &endpoint } else { &[] });
+            let house = House::whole(None, if traced { &endpoint } else { &[] });
             let run = Run::of(&house, tracks).await;
             eprintln!("  traces {}: {}", if traced { "exported" } else { "off" }, told(&run));
             if traced { on.push(run.cpu_per_hour()) } else { off.push(run.cpu_per_hour()) }

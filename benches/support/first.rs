@@ -15,7 +15,7 @@ use contracts::{
     },
 };
 use platform::onnx::{Kind, ModelDir, Runtime};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 use tokio::sync::{Semaphore, mpsc};
 
 const EVERY: u64 = 16 * 500;
@@ -160,10 +160,9 @@ async fn listen(spec: StreamSpec, mut inbox: mpsc::UnboundedReceiver<Input>, eve
     }
 }
 
-/// Serves it where a process of the product would serve its engine.
-pub async fn serve(models: &Path, socket: &str, stop: tokio_util::sync::CancellationToken) {
+/// Serves it where a process of the product would serve its engine, until the process is killed.
+pub async fn serve(models: &Path, socket: &str) {
     let services = fabric::Services { audio: Some(Arc::new(First::start(models, 2))), inference: None, conversations: None };
     let server = fabric::serve(socket, services).await.expect("a Unix socket in a scratch folder");
-    let ended = server.drain(fabric::Drain::within(Duration::from_secs(1))).run(stop).await;
-    ended.expect("the server stops when told");
+    server.run(tokio_util::sync::CancellationToken::new()).await.expect("the socket stays");
 }

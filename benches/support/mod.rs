@@ -3,7 +3,9 @@
 #![allow(dead_code)] // each bench uses its part
 
 pub mod collector;
+pub mod house;
 pub mod load;
+pub mod questions;
 
 use std::{
     io::{BufRead, BufReader},
@@ -28,7 +30,21 @@ impl Server {
 
     /// With options such as its roles.
     pub fn start_as(data: &Path, options: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
+        Self::start_on(None, data, options, env)
+    }
+
+    /// On these cores only, as `taskset` takes them.
+    pub fn start_on(cores: Option<&str>, data: &Path, options: &[&str], env: &[(&str, &str)]) -> Self {
+        let binary = env!("CARGO_BIN_EXE_quickcomm");
+        let mut command = match cores {
+            Some(cores) => {
+                let mut command = Command::new("taskset");
+                command.args(["--cpu-list", cores, binary]);
+                command
+            }
+            None => Command::new(binary),
+        };
+        let mut child = command
             .args(["serve", "--json", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"])
             .arg(data)
             .args(options)

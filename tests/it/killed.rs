@@ -74,6 +74,7 @@ async fn a_killed_audio_process_costs_no_word_of_a_live_call() {
     let server = front(&folder.path().join("f"), "audio", &socket, "routed", "100");
     let mut moments = StdRng::seed_from_u64(SEED);
     let mut tally = Tally::of("F01", times(10));
+    let mut runs = 0;
     for call in long_calls().into_iter().cycle() {
         if tally.is_whole() {
             break;
@@ -83,6 +84,10 @@ async fn a_killed_audio_process_costs_no_word_of_a_live_call() {
         let killing = async {
             loop {
                 until_streams_are_at(&server, &socket).await;
+                runs += 1;
+                let told = target(&server, "audio", &socket).await.map(|target| target["run"]["restarts"].clone());
+                // One more where a call ended between a kill and the start after it.
+                assert!(told.as_ref().and_then(Value::as_u64).is_some_and(|restarts| restarts >= runs - 1), "run {runs}: {told:?}");
                 tokio::time::sleep(Duration::from_millis(moments.random_range(500..4000))).await;
                 let before = server.log().len();
                 there.kill();

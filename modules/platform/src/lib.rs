@@ -3,6 +3,7 @@
 pub mod bus;
 pub mod memory;
 pub mod onnx;
+pub mod priority;
 pub mod settings;
 pub mod supervision;
 pub mod telemetry;

@@ -5,6 +5,7 @@
 //! - off unless an endpoint is configured; then a span costs a look at one flag;
 //! - exporting has a thread of its own, and a full queue loses spans, never time. No words and no audio stand in a span.
 
+use crate::priority::give_way;
 use anyhow::{Context, ensure};
 use contracts::TraceCx;
 use opentelemetry::{
@@ -26,7 +27,7 @@ use std::{
     fs,
     path::PathBuf,
     sync::{
-        OnceLock,
+        Once, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -37,6 +38,8 @@ use tracing::{info, warn};
 const SEND_EVERY: Duration = Duration::from_secs(1);
 /// For a collector to take them.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// Of the thread that sends them.
+const NICENESS: i32 = 10;
 /// For the last of them when the process stops.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
@@ -86,7 +89,7 @@ pub fn start(settings: &Settings, roles: &str) -> anyhow::Result<()> {
     if let Some(tls) = settings.tls(endpoint)? {
         exporter = exporter.with_tls_config(tls);
     }
-    let exporter = Telling { exporter: exporter.build()?, endpoint: endpoint.clone(), failing: AtomicBool::new(false) };
+    let exporter = Telling { exporter: exporter.build()?, endpoint: endpoint.clone(), failing: AtomicBool::new(false), calm: Once::new() };
     let batches = BatchConfigBuilder::default().with_scheduled_delay(SEND_EVERY).build();
     let mut processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
     let attributes = [KeyValue::new("service.name", "quickcomm"), KeyValue::new("quickcomm.roles", roles.to_owned())];
@@ -101,10 +104,15 @@ struct Telling {
     exporter: opentelemetry_otlp::SpanExporter,
     endpoint: String,
     failing: AtomicBool,
+    calm: Once,
 }
 
 impl SpanExporter for Telling {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        // The processor has one thread, and this runs on it. What it sends has time; what it tells of has not.
+        self.calm.call_once(|| {
+            give_way(NICENESS);
+        });
         let sent = self.exporter.export(batch).await;
         let failing = sent.is_err();
         match (&sent, self.failing.swap(failing, Ordering::Relaxed)) {

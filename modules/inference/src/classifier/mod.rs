@@ -17,7 +17,7 @@ use crate::{Settings, labels::Labels, metrics as names, turn::Turn};
 use contracts::{audio::Role, inference::Task};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
-use platform::onnx::Runtime;
+use platform::{onnx::Runtime, priority::give_way};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -131,7 +131,9 @@ impl Classifier {
             .filter_map(|index| {
                 let (load, queue, state, nice) = (load.clone(), queue.clone(), state.clone(), settings.nice);
                 let body = move || {
-                    lower_priority(nice);
+                    if !give_way(nice) {
+                        warn!("the classifier's thread keeps the priority of the process");
+                    }
                     work(&*load, &queue, &state);
                 };
                 thread::Builder::new()
@@ -268,17 +270,4 @@ fn work(load: &Load, queue: &Receiver<Job>, state: &watch::Sender<State>) {
 
 fn reader_of(load: &Load) -> Result<Box<dyn ReadTurn>, String> {
     catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| Err("loading it panicked".into()))
-}
-
-/// Linux keeps niceness per thread, so only this thread gives way.
-#[allow(unsafe_code)]
-fn lower_priority(by: i32) {
-    // SAFETY: both calls take and return plain numbers; `0` means the calling thread.
-    let refused = unsafe {
-        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
-        libc::setpriority(libc::PRIO_PROCESS, 0, (now + by).min(19)) != 0
-    };
-    if refused {
-        warn!(by, "the classifier's thread keeps the priority of the process");
-    }
 }
