@@ -41,8 +41,8 @@ const FEWEST_VOICED: usize = 3;
 /// A frame whose power is below this (-62 dB of full scale) is silence without asking, once silence has lasted [`QUIET_FRAMES`].
 const QUIET: f32 = 6.3e-7;
 const QUIET_FRAMES: u32 = 8;
-/// Samples of room that a channel keeps between utterances.
-const ROOM: usize = 32_768;
+/// Samples of room that are made at once, and that a channel keeps between utterances. Doubling would keep a long utterance's length twice.
+const ROOM: usize = 16_384;
 /// How far back arrivals are remembered.
 const ARRIVALS: u64 = 16 * 4000;
 
@@ -294,6 +294,10 @@ impl Session {
             self.decoded.clear();
             decode::samples(self.spec.encoding, &data, &mut self.decoded);
             let decoded = std::mem::take(&mut self.decoded);
+            let more = (decoded.len() as u64 * 16_000 / u64::from(self.spec.rate.hz())) as usize + FRAME;
+            if self.pcm.capacity() - self.pcm.len() < more {
+                self.pcm.reserve_exact(more.max(ROOM));
+            }
             self.resampler.push(&decoded, &mut self.pcm).map_err(|e| CallError::internal(e.to_string()))?;
             self.decoded = decoded;
             let received = self.received * 16_000 / u64::from(self.spec.rate.hz());
@@ -325,8 +329,8 @@ impl Session {
             self.pcm.drain(..unneeded);
             self.pcm_from += unneeded as u64;
             // A long utterance is over: its room is given back.
-            if self.pcm.capacity() > 4 * self.pcm.len() + ROOM {
-                self.pcm.shrink_to(self.pcm.len() + ROOM / 2);
+            if self.pcm.capacity() > self.pcm.len() + 4 * ROOM {
+                self.pcm.shrink_to(self.pcm.len() + ROOM);
             }
         }
         Ok(false)

@@ -177,7 +177,9 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
         F: Future<Output = Result<A, CallError>> + Send,
     {
         let mut queue = VecDeque::from(order);
-        let mut request = Some(request);
+        let (deadline, attempt) = (cx.deadline, cx.attempt);
+        let remaining = || deadline.saturating_duration_since(Instant::now());
+        let (mut request, mut cx) = (Some(request), Some(cx));
         let mut why = None;
         let mut attempts = 0;
         self.budget.earn();
@@ -192,13 +194,13 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
             };
             // Nobody after it, and this process is not asked twice: nothing needs to be kept for another attempt.
             let last = queue.is_empty() && !target.is_remote();
-            let asked = if last { request.take() } else { request.clone() };
-            let Some(asked) = asked else { break };
-            let context = CallCx { attempt: cx.attempt.saturating_add(attempts), ..cx.clone() };
+            let asked = if last { request.take().zip(cx.take()) } else { request.clone().zip(cx.clone()) };
+            let Some((asked, context)) = asked else { break };
+            let context = CallCx { attempt: attempt.saturating_add(attempts), ..context };
             let began = Instant::now();
             let work = ask(target.peer.clone(), context, asked);
             // Whoever is asked last gets all the time there is.
-            let answer = if !queue.is_empty() && method.attempt < cx.remaining() {
+            let answer = if !queue.is_empty() && method.attempt < remaining() {
                 timeout(method.attempt, work).await.unwrap_or_else(|_| Err(self.silent(&target, method)))
             } else {
                 work.await
@@ -220,7 +222,7 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
                 untried: !queue.is_empty(),
                 remote: target.is_remote(),
                 attempts,
-                remaining: cx.remaining(),
+                remaining: remaining(),
             };
             match failed.again() {
                 Again::No => return Err(error),
