@@ -17,6 +17,9 @@ pub(crate) const INSIGHTS_TOTAL: &str = "quickcomm_api_insights_total";
 pub(crate) const DROPPED_TOTAL: &str = "quickcomm_api_dropped_total";
 pub(crate) const RETRIES_TOTAL: &str = "quickcomm_api_retries_total";
 
+pub(crate) const FINALIZE_STEPS: &str = "quickcomm_api_finalize_steps_total";
+pub(crate) const FINALIZE_SCORE_SECONDS: &str = "quickcomm_api_finalize_score_seconds";
+
 pub(crate) const REQUEST: &str = "quickcomm_api_request_seconds";
 pub(crate) const LIVE_CONNECTIONS: &str = "quickcomm_api_live_connections";
 pub(crate) const LIVE_QUEUE: &str = "quickcomm_api_live_queue_seconds";
@@ -39,6 +42,8 @@ pub fn describe() {
     describe_counter!(INSIGHTS_TOTAL, Unit::Count, "Insights recorded for the first time.");
     describe_counter!(DROPPED_TOTAL, Unit::Count, "Entries of the bus that were not stored, by stream and reason.");
     describe_counter!(RETRIES_TOTAL, Unit::Count, "Batches that could not be stored at once, by stream.");
+    describe_counter!(FINALIZE_STEPS, Unit::Count, "Steps of finishing conversations, by step and outcome; fenced: somebody else had it by then.");
+    describe_histogram!(FINALIZE_SCORE_SECONDS, Unit::Seconds, "Summing up a conversation that has ended.");
     describe_histogram!(REQUEST, Unit::Seconds, "From a request to its answer, by route, method and class of status.");
     describe_gauge!(LIVE_CONNECTIONS, Unit::Count, "Open sockets of the live feed.");
     describe_histogram!(LIVE_QUEUE, Unit::Seconds, "How long an event waited for its reader's socket.");

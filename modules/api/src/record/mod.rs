@@ -15,6 +15,7 @@ mod copy;
 mod cursor;
 mod database;
 mod dead_letters;
+mod finalize;
 mod folder;
 mod insights;
 mod memory;
@@ -46,13 +47,14 @@ use contracts::{
 pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
 use database::{Database, Use};
 pub use dead_letters::{DeadLetterRow, Replayed};
+pub use finalize::{Claim, Finding, Follow, Outcome, Quality, Score, Step};
 pub use migrations::State as SchemaState;
 use outbox::Announcer;
 use platform::bus::Bus;
 use readers::Readers;
 pub use rows::{
-    ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, HitConversation, HitUtterance, InsightRow, LabelRow, Page, ProvenanceRow,
-    SearchHit, SnippetPart, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
+    ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, Finalization, HitConversation, HitUtterance, InsightRow, LabelRow, Page,
+    ProvenanceRow, ResultRow, SearchHit, SnippetPart, SummaryRow, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
 };
 use std::{
     io,

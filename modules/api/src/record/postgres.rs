@@ -40,8 +40,19 @@ const IDLE: Duration = Duration::from_secs(15);
 const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(24 * 3600);
 
 /// Tables a serving process reads and writes.
-const TABLES: [&str; 9] =
-    ["conversations", "conversation_tags", "channels", "segments", "analysis_runs", "insights", "outbox", "dead_letters", "bookkeeping"];
+const TABLES: [&str; 11] = [
+    "conversations",
+    "conversation_tags",
+    "channels",
+    "segments",
+    "analysis_runs",
+    "insights",
+    "finalize",
+    "results",
+    "outbox",
+    "dead_letters",
+    "bookkeeping",
+];
 
 /// Where the server is, and who we are there.
 #[derive(Clone)]

@@ -5,6 +5,7 @@ mod copy;
 mod dead_letters;
 mod faults;
 mod feed;
+mod finalize;
 mod group;
 mod kept;
 mod migrations;
@@ -149,7 +150,7 @@ impl Running {
     }
 
     async fn close(&self, call: &Call, state: ConversationState) {
-        self.record.close(cx(), Close { conversation: call.id, state, ended_at: Utc::now() }).await.expect("closes");
+        self.record.close(cx(), Close { conversation: call.id, state, ended_at: Utc::now(), heard: vec![] }).await.expect("closes");
     }
 }
 
