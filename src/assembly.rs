@@ -82,7 +82,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     dial::name_hosted(&status, &config);
     let conversations = record.is_some().then(|| handles.conversations.clone()).flatten();
     if handles.any() {
-        dial::attend(Arc::new(dials), &config, &status, &mut tasks);
+        dial::attend(Arc::new(dials), record.clone(), &config, &status, &mut tasks);
     }
     let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
     watch_bus(&config, bus, &status, &mut tasks);
@@ -272,7 +272,8 @@ impl Front {
         };
         let finalizer = match (&record, inference.clone()) {
             (Some(record), Some(inference)) => {
-                let forget = ingest.as_ref().map_or_else(|| Arc::new(|_| Ok(())) as api::finalizer::ForgetRecording, |i| i.forget_recording());
+                let forget =
+                    ingest.as_ref().map_or_else(|| Arc::new(|_| Ok(())) as api::finalizer::ForgetRecording, |i| i.forget_recording());
                 Some(Finalizer::new(record.clone(), inference, forget, &config.api.finalize)?)
             }
             _ => None,

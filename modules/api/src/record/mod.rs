@@ -25,6 +25,7 @@ mod outbox;
 mod postgres;
 mod readers;
 mod recorder;
+mod relocate;
 mod rows;
 mod schema;
 mod search;
@@ -229,6 +230,14 @@ impl Record {
         if tokio::time::timeout(std::time::Duration::from_secs(30), self.writer.stop()).await.is_err() {
             warn!("the record's writer did not end within 30 s");
         }
+    }
+
+    /// Connections are made to the hosts that these settings name, from now on; nothing is interrupted.
+    ///
+    /// # Errors
+    /// What is wrong with the address, without its password.
+    pub fn readdress(&self, settings: &RecordSettings) -> Result<(), String> {
+        self.database.readdress(settings)
     }
 
     /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.

@@ -3,6 +3,7 @@
 mod commit_rule;
 mod copy;
 mod dead_letters;
+mod failover;
 mod faults;
 mod feed;
 mod finalize;
@@ -12,6 +13,7 @@ mod migrations;
 #[path = "../../../../../tests/it/support/postgres.rs"]
 mod postgres;
 mod read;
+mod relocate;
 mod replica;
 mod shared;
 
