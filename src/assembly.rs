@@ -10,7 +10,7 @@ use crate::{
 use actix_web::{App, HttpServer};
 use anyhow::Context;
 use api::{
-    Api, ApiDeps, Record,
+    Api, ApiDeps, Finalizer, Record,
     admin::{self, Status},
 };
 use audio::{engine::Engine, ingest::Ingest};
@@ -82,7 +82,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     dial::name_hosted(&status, &config);
     let conversations = record.is_some().then(|| handles.conversations.clone()).flatten();
     if handles.any() {
-        dial::attend(Arc::new(dials), &config, &status, &mut tasks);
+        dial::attend(Arc::new(dials), record.clone(), &config, &status, &mut tasks);
     }
     let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
     watch_bus(&config, bus, &status, &mut tasks);
@@ -270,6 +270,14 @@ impl Front {
             })),
             _ => None,
         };
+        let finalizer = match (&record, inference.clone()) {
+            (Some(record), Some(inference)) => {
+                let forget =
+                    ingest.as_ref().map_or_else(|| Arc::new(|_| Ok(())) as api::finalizer::ForgetRecording, |i| i.forget_recording());
+                Some(Finalizer::new(record.clone(), inference, forget, &config.api.finalize)?)
+            }
+            _ => None,
+        };
         let worker = match (inference, conversations) {
             (Some(inference), Some(conversations)) if config.hosts_worker() => {
                 Some(inference::Worker::new(inference, conversations, bus.clone(), &config.inference.worker))
@@ -309,6 +317,15 @@ impl Front {
                 let worker = worker.clone();
                 async move {
                     worker.run(stop).await;
+                    Ok(())
+                }
+            });
+        }
+        if let Some(finalizer) = finalizer {
+            tasks.keep("finalizer", STOP_LIMIT, move |stop| {
+                let finalizer = finalizer.clone();
+                async move {
+                    finalizer.run(stop).await;
                     Ok(())
                 }
             });

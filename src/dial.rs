@@ -1,7 +1,11 @@
 //! What keeps the dials of a process: endpoints are looked after, the status page is told, and the file is watched.
 
 use crate::config::{Config, ConfigError, Modules, Place, Role, Source};
-use api::admin::{self, Module, ModuleState, Status};
+use api::{
+    Record,
+    admin::{self, Module, ModuleState, Status},
+    settings::DatabaseUrl,
+};
 use contracts::route::{Mode, RouteView, Routes};
 use fabric::route::Dials;
 use platform::supervision::{OnEnd, Supervisor};
@@ -18,7 +22,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts what the dials need for as long as the process runs.
-pub fn attend(dials: Arc<Dials>, config: &Config, status: &Status, tasks: &mut Supervisor) {
+pub fn attend(dials: Arc<Dials>, record: Option<Arc<Record>>, config: &Config, status: &Status, tasks: &mut Supervisor) {
     status.dial_by(dials.clone());
     tell(&dials, status);
     let looking = dials.clone();
@@ -27,8 +31,13 @@ pub fn attend(dials: Arc<Dials>, config: &Config, status: &Status, tasks: &mut S
         Ok(())
     });
     let status = status.clone();
-    let mut watched =
-        Watched { seen: config.source.file.as_deref().and_then(stamp), source: config.source.clone(), modules: config.modules.clone() };
+    let mut watched = Watched {
+        seen: config.source.file.as_deref().and_then(stamp),
+        source: config.source.clone(),
+        modules: config.modules.clone(),
+        url: config.api.record.url.clone(),
+        record,
+    };
     tasks.spawn("config", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
@@ -91,12 +100,14 @@ fn as_module(view: RouteView) -> Module {
     Module { name: view.module, mode, endpoint, state, detail }
 }
 
-/// The configuration file, as far as it is read while the process runs: `[modules]`.
+/// The configuration file, as far as it is read while the process runs: `[modules]`, and where the record's server is.
 struct Watched {
     seen: Option<(SystemTime, u64)>,
     source: Source,
     /// As the file had them last. What an operator turned since stays, unless the file says something new.
     modules: Modules,
+    url: DatabaseUrl,
+    record: Option<Arc<Record>>,
 }
 
 impl Watched {
@@ -107,9 +118,21 @@ impl Watched {
         }
         self.seen = stamp;
         match Config::read_again(&self.source) {
-            Ok(config) => self.apply(config.modules, dials).await,
+            Ok(config) => {
+                self.readdress(&config);
+                self.apply(config.modules, dials).await;
+            }
             Err(error) => complain(&error),
         }
+    }
+
+    fn readdress(&mut self, config: &Config) {
+        let Some(record) = self.record.as_ref().filter(|_| config.api.record.url != self.url) else { return };
+        match record.readdress(&config.api.record) {
+            Ok(()) => info!(url = ?config.api.record.url, "the record's server is looked for there from now on"),
+            Err(refused) => warn!(%refused, "the configuration file names another record; nothing changes"),
+        }
+        self.url = config.api.record.url.clone();
     }
 
     async fn apply(&mut self, modules: Modules, dials: &Dials) {

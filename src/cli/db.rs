@@ -22,6 +22,9 @@ enum Step {
     /// Copy the record from SQLite in the data folder to the PostgreSQL server of api.record.url. Beside a running server it copies what is
     /// there; when that is stopped, the rest, and compares every row.
     Copy(CopyOptions),
+    /// Move the record from its PostgreSQL primary to a streaming standby of it, while servers write and read. Name both hosts in api.record.url
+    /// before (`postgres://USER:PASSWORD@OLD,NEW/DATABASE`): a running server reads the saved file, and finds the one that takes writes.
+    Move(super::db_move::Options),
 }
 
 #[derive(Debug, Args)]
@@ -34,7 +37,7 @@ struct CopyOptions {
 }
 
 #[derive(Debug, Args)]
-struct Where {
+pub(super) struct Where {
     /// Configuration file; `api.record.url` says which database. Default: quickcomm.toml, where there is one.
     #[arg(long, env = "QUICKCOMM_CONFIG")]
     config: Option<PathBuf>,
@@ -43,11 +46,11 @@ struct Where {
     data: Option<PathBuf>,
     /// One line of JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Where {
-    fn load(&self) -> Result<Config, ExitCode> {
+    pub(super) fn load(&self) -> Result<Config, ExitCode> {
         let mut flags = Map::new();
         if let Some(data) = &self.data {
             flags.insert("data".into(), json!(data));
@@ -70,6 +73,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             Ok(config) => migrate(config, at.json).await,
             Err(code) => Ok(code),
         },
+        Step::Move(options) => super::db_move::run(options).await,
         Step::Copy(CopyOptions { at, pause_at_most }) => match at.load() {
             Ok(config) => copy(config, Duration::from_secs(pause_at_most), at.json).await,
             Err(code) => Ok(code),

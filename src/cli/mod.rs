@@ -3,6 +3,7 @@
 pub mod certs;
 pub mod completions;
 pub mod db;
+mod db_move;
 pub mod demo;
 pub mod dlq;
 pub mod route;

@@ -12,6 +12,7 @@ mod collector;
 mod crash;
 mod deepgram_sdk;
 mod drain;
+mod finishing;
 mod killed;
 mod layering;
 mod moving;

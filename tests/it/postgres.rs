@@ -89,6 +89,61 @@ async fn a_record_moves_from_its_file_to_a_server_and_reads_the_same() {
     assert!(moved.stop());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_goes_on_while_its_record_moves_to_another_server() {
+    let (Some(_), Some(bin)) = (models(), postgres::installed()) else { return };
+    let primary = Postgres::start(bin, postgres::Sync::Off);
+    let (url, database) = empty_database(&primary);
+    assert!(db(&url, &["migrate"]).status.success());
+    let standby = primary.standby();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("quickcomm.toml");
+    let names = |servers: &[&Postgres]| {
+        let hosts = servers.iter().map(|server| server.socket().display().to_string().replace('/', "%2F"));
+        std::fs::write(&file, format!("[api.record]\nurl = \"postgres://postgres@{}/{database}\"\n", hosts.collect::<Vec<_>>().join(",")))
+    };
+    names(&[&primary]).unwrap();
+    let quickcomm = Server::start(&folder.path().join("data"), &["--config", &file.to_string_lossy()], &[]);
+    let call = demo_calls().into_iter().min_by(|a, b| a.script.duration_s.total_cmp(&b.script.duration_s)).unwrap();
+    let playing = play(vec![call], &quickcomm.http);
+    let (from, to) = (url.clone(), standby.url("postgres", &database));
+    let step = |until: &'static str| {
+        let (from, to, file) = (from.clone(), to.clone(), file.clone());
+        tokio::task::spawn_blocking(move || {
+            let file = file.to_string_lossy();
+            let options = ["move", "--config", &file, "--from", &from, "--to", &to, "--until", until, "--json"];
+            Command::new(env!("CARGO_BIN_EXE_quickcomm")).arg("db").args(options).output().unwrap()
+        })
+    };
+    let moving = async {
+        let asked = async || quickcomm.get("/v1/conversations").await["data"].as_array().is_some_and(|all| !all.is_empty());
+        while !asked().await {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let early = step("promote").await.unwrap();
+        let said = String::from_utf8_lossy(&early.stderr).into_owned();
+        assert!(early.status.code() == Some(1) && said.contains("api.record.url does not name"), "{said}");
+        names(&[&primary, &standby]).unwrap();
+        while !quickcomm.log().contains("the record's server is looked for there from now on") {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert!(step("reads").await.unwrap().status.success());
+        step("promote").await.unwrap()
+    };
+    let (mut played, moved) = tokio::join!(playing, moving);
+    let said = String::from_utf8_lossy(&moved.stdout).into_owned();
+    let last: Value = serde_json::from_str(said.lines().last().unwrap_or_default())
+        .unwrap_or_else(|e| panic!("{e}: {said}{}", String::from_utf8_lossy(&moved.stderr)));
+    assert!(last["moved"] == true && last["pause_ms"].as_u64() <= Some(2_000), "{said}");
+    let (call, id, events) = played.remove(0);
+    for (channel, told) in texts(&events, call.channels.len()).iter().enumerate() {
+        assert_eq!(recorded_text(&quickcomm, &id, channel as u64).await, *told, "the record differs from what the caller was told");
+    }
+    let kept = |server: &Postgres| server.sql(&database, "SELECT count(*) FROM segments").parse::<u64>().unwrap();
+    assert!(kept(&standby) > kept(&primary), "the rest of the call is on the new server alone");
+    assert!(quickcomm.stop());
+}
+
 #[test]
 fn a_start_without_its_database_says_what_was_tried_and_what_to_do() {
     let Some(server) = postgres::shared() else { return };

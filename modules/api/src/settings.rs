@@ -7,6 +7,7 @@ use std::fmt;
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub record: RecordSettings,
+    pub finalize: crate::finalizer::Settings,
     pub rest: crate::rest::Settings,
     pub live: crate::live::Settings,
 }
@@ -14,6 +15,7 @@ pub struct Settings {
 impl Settings {
     pub fn check(&self) -> Result<(), String> {
         self.record.check()?;
+        self.finalize.check()?;
         self.rest.check()?;
         self.live.check()
     }

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 /// - `commit` stores a batch segment by segment: each has its own outcome, a duplicate is [`CommitOutcome::Duplicate`] and changes nothing;
 /// - when `commit` returns, what it calls committed survives kill -9;
 /// - `record` may be repeated; a newer run supersedes an older insight of the same task and utterance, nothing is overwritten;
-/// - `close` is idempotent; a closed conversation takes no more commits, and nobody attaches to it any more;
+/// - `close` is idempotent; a closed conversation takes no commits beyond what was heard, and nobody attaches to it any more. What was heard
+///   and is not committed in time becomes a gap. One that was abandoned may be opened again for as long as its result is not published;
 /// - a watch outlives its deadline, which is for the opening; it ends when it is dropped or cancelled.
 #[async_trait]
 pub trait Conversations: Send + Sync + 'static {
@@ -139,6 +140,14 @@ pub struct Close {
     /// Complete or Abandoned.
     pub state: ConversationState,
     pub ended_at: DateTime<Utc>,
+    /// How far each channel was received. A channel that is not named ends where it is committed.
+    pub heard: Vec<HeardTo>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeardTo {
+    pub channel: ChannelIndex,
+    pub to: SamplePos,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

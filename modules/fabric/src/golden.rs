@@ -256,7 +256,7 @@ fn of_the_record(golden: &mut Golden) {
     golden.message("api.CommitReply", api::CommitReply::from(vec![CommitOutcome::Committed, ahead]));
     golden.message("api.RecordRequest", api::RecordRequest::from(vec![insight()]));
     golden.message("api.RecordReply", api::RecordReply { new: 2 });
-    let close = Close { conversation: id, state: ConversationState::Abandoned, ended_at: started_at };
+    let close = Close { conversation: id, state: ConversationState::Abandoned, ended_at: started_at, heard: vec![] };
     golden.value::<api::CloseRequest, _>("api.CloseRequest", close);
     golden.message("api.ViewRequest", api::ViewRequest::from(id));
     let view = ConversationView {

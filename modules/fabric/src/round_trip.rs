@@ -234,7 +234,7 @@ proptest! {
     #[test]
     fn conversations_read_back(opening in opening(), conversation in conversation(), attached in attached(), segments in vec(segment(), 0..4),
                                outcomes in vec(outcome(), 0..4), view in view(), event in record_event(),
-                               close in (conversation_id(), state(), moment()), place in (conversation_id(), channel())) {
+                               close in (conversation_id(), state(), moment(), vec((channel(), any::<u64>()), 0..3)), place in (conversation_id(), channel())) {
         check_weight::<_, api::OpenRequest>(&opening);
         check::<_, api::OpenRequest>(opening);
         check_weight::<_, api::Conversation>(&conversation);
@@ -249,7 +249,8 @@ proptest! {
         check::<_, api::ConversationView>(view);
         check_weight::<_, api::RecordEvent>(&event);
         check::<_, api::RecordEvent>(event);
-        let close = Close { conversation: close.0, state: close.1, ended_at: close.2 };
+        let heard = close.3.into_iter().map(|(channel, to)| HeardTo { channel, to: SamplePos(to) }).collect();
+        let close = Close { conversation: close.0, state: close.1, ended_at: close.2, heard };
         check_weight::<_, api::CloseRequest>(&close);
         check::<_, api::CloseRequest>(close);
         let attach = Attach { conversation: place.0, channel: place.1 };

@@ -110,7 +110,7 @@ function Head({ call, reading }: { call: Call; reading: Reading }) {
       <div class="call-name">
         <h1 class="ellipsis">{titleOf(conversation)}</h1>
         <p class="muted small">
-          <StateBadge state={conversation.state} />
+          <StateBadge state={conversation.state} finalization={conversation.finalization} />
           <span class="number">
             {live ? clock(now.value - Date.parse(conversation.started_at)) : clock(conversation.duration_ms)}
           </span>

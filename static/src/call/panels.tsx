@@ -20,7 +20,7 @@ interface Props {
 const KINDS: SummaryItem['kind'][] = ['reason', 'action', 'outcome'];
 
 export function SummaryPanel({ call, reading }: Props) {
-  const { id, state } = call.conversation;
+  const { id, state, finalization } = call.conversation;
   const answer = useSignal<{ is: 'none' | 'asking' } | { is: 'here'; items: SummaryItem[] } | { is: 'failed'; why: string }>({ is: 'none' });
   const ask = async () => {
     answer.value = { is: 'asking' };
@@ -31,8 +31,11 @@ export function SummaryPanel({ call, reading }: Props) {
     }
   };
   useEffect(() => {
-    if (state !== 'live') void ask();
-  }, [state, id]);
+    if (state === 'live') return;
+    // It is being worked out for everybody, and asked for when it is there.
+    if (finalization === 'closing' || finalization === 'scoring') answer.value = { is: 'asking' };
+    else void ask();
+  }, [state, id, finalization]);
 
   const now = answer.value;
   return (

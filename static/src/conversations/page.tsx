@@ -168,7 +168,7 @@ function List({ rows }: { rows: ConversationRow[] }) {
               ))}
             </td>
             <td>
-              <StateBadge state={row.state} />
+              <StateBadge state={row.state} finalization={row.finalization} />
             </td>
             <td class="muted nowrap">{dateAndTime(row.started_at)}</td>
             <td class="number end">{clock(row.state === 'live' ? now.value - Date.parse(row.started_at) : row.duration_ms)}</td>

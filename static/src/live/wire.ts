@@ -2,6 +2,7 @@
 
 export type Role = 'agent' | 'customer' | 'unknown';
 export type State = 'live' | 'complete' | 'abandoned';
+export type Finalization = 'closing' | 'scoring' | 'done' | 'degraded';
 export type Tier = 'llm' | 'second_llm' | 'local' | 'rules' | 'pending';
 export type Task = 'intent' | 'sentiment';
 
@@ -40,6 +41,7 @@ export interface ConversationRow {
   utterance_count: number;
   intent: Verdict | null;
   sentiment: Verdict | null;
+  finalization: Finalization | null;
   recording: boolean;
 }
 

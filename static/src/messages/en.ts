@@ -45,6 +45,13 @@ export const en = {
   speaker: (role: string, channel: number) => `${role} ${channel + 1}`,
   state: { live: 'Live', complete: 'Complete', abandoned: 'Abandoned' },
   stateHelp: { live: 'Being spoken now', complete: 'Ended by the caller', abandoned: 'The caller went away; what was heard is kept' },
+  finalization: { closing: 'closing', scoring: 'summing up', done: 'done', degraded: 'degraded' },
+  finalizationHelp: {
+    closing: 'What was received is being heard to its end',
+    scoring: 'The result is being worked out',
+    done: 'The result is there',
+    degraded: 'The result is by a lower rung; a better one takes its place when it can',
+  },
   mood: { negative: 'negative', neutral: 'neutral', positive: 'positive' },
   task: { intent: 'Intent', sentiment: 'Sentiment' },
   tier: { llm: 'LLM', second_llm: 'LLM 2', local: 'Local', rules: 'Rules', pending: 'Pending' },

@@ -1,6 +1,6 @@
 // Small marks that say where a verdict comes from and what it is: sign, word and number, never color alone.
 
-import type { State, Tier, Verdict } from '../live/wire';
+import type { Finalization, State, Tier, Verdict } from '../live/wire';
 import { labelled, m } from '../messages';
 import { Icon, MoodSign } from './icon';
 import { mood } from './sentiment';
@@ -34,11 +34,18 @@ export function IntentBadge({ verdict }: { verdict: Pick<Verdict, 'name' | 'scor
   );
 }
 
-export function StateBadge({ state }: { state: State }) {
+/** How a conversation stands; once it has ended, how far its result is, unless that is as it should be. */
+export function StateBadge({ state, finalization }: { state: State; finalization?: Finalization | null }) {
+  const unfinished = finalization && finalization !== 'done' ? finalization : null;
   return (
     <span class={`state ${state}`} title={m.stateHelp[state]}>
       <span class="dot" aria-hidden="true" />
       {m.state[state] ?? state}
+      {unfinished && (
+        <span class={`finalization ${unfinished}`} title={m.finalizationHelp[unfinished]}>
+          · {m.finalization[unfinished] ?? unfinished}
+        </span>
+      )}
     </span>
   );
 }

@@ -19,6 +19,7 @@ const row = (id: string, more: Partial<ConversationRow> = {}): ConversationRow =
   utterance_count: 0,
   intent: null,
   sentiment: null,
+  finalization: null,
   recording: true,
   ...more,
 });

@@ -152,7 +152,7 @@ impl Call {
     /// waits for its own announcement: nothing that was said follows it.
     fn not_ended_yet(&self, row: ConversationRow) -> ConversationRow {
         match self.is_live() {
-            true => ConversationRow { state: self.row.state, ended_at: self.row.ended_at, ..row },
+            true => ConversationRow { state: self.row.state, ended_at: self.row.ended_at, finalization: self.row.finalization, ..row },
             false => row,
         }
     }
@@ -438,7 +438,7 @@ mod tests {
         serde_json::from_value(json!({
             "id": ConversationId::from_u128(1), "external_id": null, "title": null, "source": "native", "language": "en", "tags": [],
             "state": "live", "started_at": "2026-01-31T12:00:00Z", "ended_at": null, "duration_ms": 0, "channels": [channel],
-            "utterance_count": 0, "intent": null, "sentiment": null, "recording": false,
+            "utterance_count": 0, "intent": null, "sentiment": null, "finalization": null, "recording": false,
         }))
         .unwrap()
     }

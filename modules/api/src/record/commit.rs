@@ -19,7 +19,7 @@ use contracts::{
     conversation::{CommitOutcome, Segment},
     signal::Committed,
 };
-use diesel::{ExpressionMethods as _, Insertable, OptionalExtension as _, QueryDsl as _, RunQueryDsl as _};
+use diesel::{BoolExpressionMethods as _, ExpressionMethods as _, Insertable, OptionalExtension as _, QueryDsl as _, RunQueryDsl as _};
 
 #[derive(Insertable)]
 #[diesel(table_name = segments, treat_none_as_default_value = false)]
@@ -110,7 +110,8 @@ fn advance(conn: &mut Conn, tenant: &TenantId, segment: &Segment, place: &Place,
                 .filter(channels::channel.eq(place.channel))
                 .filter(channels::epoch.eq(place.epoch))
                 .filter(channels::next_seq.eq(place.seq))
-                .filter(channels::safe_pos.eq(place.start)),
+                .filter(channels::safe_pos.eq(place.start))
+                .filter(channels::closed_pos.is_null().or(channels::closed_pos.ge(place.end))),
         )
         .set((
             channels::next_seq.eq(place.seq + 1),
@@ -278,17 +279,18 @@ fn judge_stored(
     place: &Place,
 ) -> Result<Option<CommitOutcome>, StoreError> {
     let conversation = segment.conversation.to_string();
-    let found: Option<(i64, i64, i64)> = on_conn!(conn, |c: B| {
+    let found: Option<(i64, i64, i64, Option<i64>)> = on_conn!(conn, |c: B| {
         channels::table
             .find((tenant.as_str(), &conversation, place.channel))
-            .select((channels::epoch, channels::next_seq, channels::safe_pos))
+            .select((channels::epoch, channels::next_seq, channels::safe_pos, channels::closed_pos))
             .first(c)
             .optional()?
     });
     // A channel nobody opened: whoever sends it works for a record that is not this one, and must ask anew.
-    let Some((epoch, next_seq, safe)) = found else { return Ok(Some(CommitOutcome::Stale)) };
+    let Some((epoch, next_seq, safe, closed)) = found else { return Ok(Some(CommitOutcome::Stale)) };
     if (epoch, next_seq, safe) == (place.epoch, place.seq, place.start) && place.start < place.end {
-        return Ok(None);
+        // Late audio: what was heard until the end may still come, nothing beyond it.
+        return Ok(closed.is_some_and(|closed| closed < place.end).then_some(CommitOutcome::Stale));
     }
     let mut stored = Stored::default();
     if place.seq < next_seq {

@@ -2,12 +2,14 @@
 //!
 //! Invariants:
 //! - opening is idempotent by id; an external id belongs to one conversation of its tenant;
-//! - attaching and closing raise a channel's epoch, so whoever held the older one is fenced off by the commit rule alone.
+//! - attaching raises a channel's epoch, as does closing once everything received is committed, so whoever held the older one is fenced off
+//!   by the commit rule alone.
 
 use super::{
-    ConversationFilter, Page,
+    ConversationFilter, Finalization, Page,
     commit::rate_of,
     cursor::{Cut, Key},
+    finalize,
     rows::{ChannelRow, ConversationRow, TopLabel},
     schema::{channels, conversation_tags, conversations, outbox},
     store::{Conn, StoreError, on_conn},
@@ -17,7 +19,7 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use contracts::{
     CallError, ChannelIndex, ConversationId, Encoding, Epoch, SamplePos, TenantId,
     audio::{ChannelSpec, Role},
-    conversation::{Attach, Attached, ChannelView, Close, Conversation, ConversationState, OpenConversation},
+    conversation::{Attach, Attached, ChannelView, Close, Conversation, ConversationState, HeardTo, OpenConversation},
     inference::Tier,
 };
 use diesel::{
@@ -49,6 +51,7 @@ pub(super) struct ConversationEntry {
     sentiment: Option<String>,
     sentiment_score: Option<f64>,
     sentiment_tier: Option<String>,
+    finalization: Option<String>,
 }
 
 #[derive(Clone, Debug, Queryable, Selectable)]
@@ -105,6 +108,7 @@ impl ConversationEntry {
             utterance_count: channels.iter().map(|c| c.utterances as u64).sum(),
             intent: top_label(self.intent.as_ref(), self.intent_score, self.intent_tier.as_ref())?,
             sentiment: top_label(self.sentiment.as_ref(), self.sentiment_score, self.sentiment_tier.as_ref())?,
+            finalization: self.finalization.as_ref().and_then(|name| Finalization::ALL.into_iter().find(|f| f.name() == name)),
             recording: false,
         })
     }
@@ -226,6 +230,9 @@ pub(super) fn open(
     request: &OpenConversation,
 ) -> Result<Conversation, StoreError> {
     if let Some(known) = find(conn, tenant, request.id)? {
+        if known.state == ConversationState::Abandoned.name() && finalize::reopen(conn, effects, tenant, request.id)? {
+            return find(conn, tenant, request.id)?.ok_or_else(|| unknown(request.id))?.conversation();
+        }
         return known.conversation();
     }
     let id = request.id.to_string();
@@ -327,10 +334,16 @@ pub(super) fn check_close(request: &Close) -> Result<(), CallError> {
     match request.state {
         ConversationState::Live => Err(CallError::invalid("a conversation closes as complete or abandoned, not as live")),
         ConversationState::Complete | ConversationState::Abandoned => Ok(()),
+    }?;
+    match request.heard.iter().find(|heard| i64::try_from(heard.to.0).is_err()) {
+        Some(HeardTo { channel, to }) => {
+            Err(CallError::invalid(format!("channel {channel} was heard up to sample {to}: no record is so long")))
+        }
+        None => Ok(()),
     }
 }
 
-/// The first close counts.
+/// The first close counts; finishing follows (`finalize.rs`).
 pub(super) fn close(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, request: &Close) -> Result<Conversation, StoreError> {
     let id = request.conversation.to_string();
     let now = Utc::now().naive_utc();
@@ -340,23 +353,20 @@ pub(super) fn close(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, r
             .set((
                 conversations::state.eq(request.state.name()),
                 conversations::ended_at.eq(request.ended_at.naive_utc()),
+                conversations::finalization.eq(Finalization::Closing.name()),
                 conversations::updated_at.eq(now),
                 conversations::version.eq(conversations::version + 1),
             ))
             .execute(c)?
     });
     if closed > 0 {
-        on_conn!(conn, |c: B| {
-            diesel::update(channels::table.filter(channels::tenant_id.eq(tenant.as_str())).filter(channels::conversation_id.eq(&id)))
-                .set((channels::epoch.eq(channels::epoch + 1), channels::updated_at.eq(now), channels::version.eq(channels::version + 1)))
-                .execute(c)?
-        });
+        finalize::begin(conn, tenant, request, now)?;
         announce(conn, effects, tenant, &id, now)?;
     }
     find(conn, tenant, request.conversation)?.ok_or_else(|| unknown(request.conversation))?.conversation()
 }
 
-fn announce(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, id: &str, now: NaiveDateTime) -> Result<(), StoreError> {
+pub(super) fn announce(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, id: &str, now: NaiveDateTime) -> Result<(), StoreError> {
     on_conn!(conn, |c: B| {
         diesel::insert_into(outbox::table)
             .values((

@@ -6,7 +6,7 @@
 //!   operator allowed;
 //! - it is done only when every row of both, in key order, has the same checksum.
 //!
-//! Conversations are copied whole: whatever changes below one changes its row or one of its channels'. The outbox is not copied: it speaks to
+//! Conversations are copied whole: whatever changes below one changes its row, one of its channels' or one of its steps'. The outbox is not copied: it speaks to
 //! listeners of a process that has ended; nor are dead letters: they stay in the file, and are put back (`quickcomm dlq replay`) before it is left.
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     database::Database,
     folder::Folder,
     migrations, operate,
-    schema::{analysis_runs, bookkeeping, channels, conversation_tags, conversations, insights, segments},
+    schema::{analysis_runs, bookkeeping, channels, conversation_tags, conversations, finalize, insights, results, segments},
     sqlite,
     store::{self, Conn, StoreError, on_conn},
 };
@@ -243,12 +243,15 @@ fn ids(conn: &mut Conn, since: Option<NaiveDateTime>) -> Result<BTreeSet<Id>, St
     on_conn!(conn, |c: B| {
         let mut changed = conversations::table.select((conversations::tenant_id, conversations::id)).into_boxed::<B>();
         let mut moved = channels::table.select((channels::tenant_id, channels::conversation_id)).into_boxed::<B>();
+        let mut finished = finalize::table.select((finalize::tenant_id, finalize::conversation_id)).into_boxed::<B>();
         if let Some(since) = since {
+            finished = finished.filter(finalize::updated_at.ge(since));
             changed = changed.filter(conversations::updated_at.ge(since));
             moved = moved.filter(channels::updated_at.ge(since));
         }
         let mut ids: BTreeSet<Id> = changed.load::<Id>(c)?.into_iter().collect();
         ids.extend(moved.load::<Id>(c)?);
+        ids.extend(finished.load::<Id>(c)?);
         Ok(ids)
     })
 }
@@ -332,12 +335,12 @@ row!(ConversationCopy of conversations {
     tags: serde_json::Value, state: String, started_at: NaiveDateTime, ended_at: Option<NaiveDateTime>,
     intent: Option<String>, intent_score: Option<f64>, intent_tier: Option<String>,
     sentiment: Option<String>, sentiment_score: Option<f64>, sentiment_tier: Option<String>,
-    created_at: NaiveDateTime, updated_at: NaiveDateTime, version: i64,
+    created_at: NaiveDateTime, updated_at: NaiveDateTime, version: i64, finalization: Option<String>,
 });
 row!(TagCopy of conversation_tags { tenant_id: String, tag: String, conversation_id: String, });
 row!(ChannelCopy of channels {
     tenant_id: String, conversation_id: String, channel: i64, role: String, encoding: String, rate: i64, epoch: i64, next_seq: i64,
-    safe_pos: i64, utterances: i64, created_at: NaiveDateTime, updated_at: NaiveDateTime, version: i64,
+    safe_pos: i64, utterances: i64, created_at: NaiveDateTime, updated_at: NaiveDateTime, version: i64, closed_pos: Option<i64>,
 });
 row!(SegmentCopy of segments {
     row_id: i64, tenant_id: String, conversation_id: String, channel: i64, epoch: i64, seq: i64, utterance_id: String, kind: String,
@@ -354,6 +357,14 @@ row!(InsightCopy of insights {
     evidence: serde_json::Value, tier: String, model: String, degraded_from: Option<String>, config_hash: String, latency_ms: i64,
     superseded_by: Option<String>, created_at: NaiveDateTime,
 });
+row!(StepCopy of finalize {
+    tenant_id: String, conversation_id: String, step: String, attempt: i64, next_at: Option<NaiveDateTime>, fence: i64, input_hash: String,
+    payload: serde_json::Value, outcome: Option<String>, created_at: NaiveDateTime, updated_at: NaiveDateTime,
+});
+row!(ResultCopy of results {
+    tenant_id: String, conversation_id: String, version: i64, quality: String, summary: serde_json::Value, input_hash: String,
+    created_at: NaiveDateTime, updated_at: NaiveDateTime,
+});
 
 /// All there is of some conversations, in key order.
 struct Rows {
@@ -363,6 +374,8 @@ struct Rows {
     segments: Vec<SegmentCopy>,
     runs: Vec<RunCopy>,
     insights: Vec<InsightCopy>,
+    steps: Vec<StepCopy>,
+    results: Vec<ResultCopy>,
 }
 
 impl Rows {
@@ -395,6 +408,8 @@ impl Rows {
                 segments: load!(c, segments, SegmentCopy, conversation_id, segments::row_id),
                 runs: load!(c, analysis_runs, RunCopy, conversation_id, analysis_runs::id),
                 insights: load!(c, insights, InsightCopy, conversation_id, insights::id),
+                steps: load!(c, finalize, StepCopy, conversation_id, (finalize::conversation_id, finalize::step)),
+                results: load!(c, results, ResultCopy, conversation_id, results::conversation_id),
             })
         })
     }
@@ -414,18 +429,21 @@ impl Rows {
         }
         insert! {
             conversations conversations, conversation_tags tags, channels channels, segments segments, analysis_runs runs, insights insights,
+            finalize steps, results results,
         }
         Ok(())
     }
 
     fn count(&self) -> u64 {
-        let Self { conversations, tags, channels, segments, runs, insights } = self;
-        (conversations.len() + tags.len() + channels.len() + segments.len() + runs.len() + insights.len()) as u64
+        let Self { conversations, tags, channels, segments, runs, insights, steps, results } = self;
+        let heads = conversations.len() + tags.len() + channels.len() + steps.len() + results.len();
+        (heads + segments.len() + runs.len() + insights.len()) as u64
     }
 
     fn checksum(&self) -> [u8; 32] {
-        let Self { conversations, tags, channels, segments, runs, insights } = self;
-        let text = serde_json::to_vec(&(conversations, tags, channels, segments, runs, insights)).expect("rows are text and numbers");
+        let Self { conversations, tags, channels, segments, runs, insights, steps, results } = self;
+        let text = serde_json::to_vec(&(conversations, tags, channels, segments, runs, insights, steps, results))
+            .expect("rows are text and numbers");
         Sha256::digest(text).into()
     }
 }

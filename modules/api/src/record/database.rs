@@ -4,12 +4,19 @@
 
 use super::{OpenError, folder::Folder, migrations, postgres::Server, sqlite, store::Conn};
 use crate::settings::RecordSettings;
-use std::path::{Path, PathBuf};
+use parking_lot::RwLock;
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
 use tracing::info;
 
 pub(super) struct Database {
     folder: Folder,
-    server: Option<Server>,
+    /// Replaced when the settings name other hosts.
+    server: RwLock<Option<Server>>,
+    /// Rises when whatever writes has been connected anew: readers then look where the database is, too.
+    turns: AtomicU64,
 }
 
 /// What a connection is for.
@@ -23,18 +30,69 @@ pub(super) enum Use {
     Migrating,
 }
 
+impl Use {
+    /// As the server's list of sessions shows it: who moves the database ends writers and leaves readers alone.
+    pub(super) fn named(self, config: &tokio_postgres::Config) -> tokio_postgres::Config {
+        let mut config = config.clone();
+        config.application_name(match self {
+            Self::Reading => READER,
+            Self::Relaying => "quickcomm relay",
+            Self::Writing => "quickcomm write",
+            Self::Migrating => "quickcomm db",
+        });
+        config
+    }
+}
+
+/// A session that only reads.
+pub(super) const READER: &str = "quickcomm read";
+
 impl Database {
     /// Takes the data folder; connects to nothing yet.
     pub(super) fn take(data: &Path, settings: &RecordSettings) -> Result<Self, OpenError> {
         let server = Server::of(settings).map_err(|reason| OpenError::Server { server: "api.record.url".into(), reason })?;
-        Ok(Self { folder: Folder::take(data)?, server })
+        Ok(Self { folder: Folder::take(data)?, server: RwLock::new(server), turns: AtomicU64::new(0) })
     }
 
     pub(super) fn connect(&self, purpose: Use) -> Result<Conn, String> {
-        match &self.server {
-            None => Ok(Conn::Sqlite(sqlite::connect(&self.folder, purpose)?)),
-            Some(server) => Ok(Conn::Postgres(Box::new(server.connect(purpose)?))),
+        let server = self.server.read().clone();
+        let Some(server) = server else { return Ok(Conn::Sqlite(sqlite::connect(&self.folder, purpose)?)) };
+        let conn = server.connect(purpose)?;
+        if matches!(purpose, Use::Writing | Use::Relaying) {
+            self.turns.fetch_add(1, Ordering::SeqCst);
         }
+        Ok(Conn::Postgres(Box::new(conn)))
+    }
+
+    pub(super) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::SeqCst)
+    }
+
+    /// After a transaction: whether commits may wait for their standby again.
+    pub(super) fn mend(&self, conn: &mut Conn) {
+        if let (Conn::Postgres(conn), Some(server)) = (conn, &*self.server.read()) {
+            server.mend(conn);
+        }
+    }
+
+    /// Commits do not wait for the standby they should wait for.
+    pub(super) fn is_alone(&self) -> bool {
+        self.server.read().as_ref().is_some_and(Server::is_alone)
+    }
+
+    /// The hosts that connections are made to from now on.
+    ///
+    /// # Errors
+    /// What is wrong with the address, or that this record is not on a server.
+    pub(super) fn readdress(&self, settings: &RecordSettings) -> Result<(), String> {
+        let new = Server::of(settings)?;
+        let mut server = self.server.write();
+        if server.is_none() || new.is_none() {
+            return Err("a record moves between its file and a server only by `quickcomm db copy` and a restart".into());
+        }
+        *server = new.zip(server.take()).map(|(new, before)| new.goes_on_from(&before));
+        self.turns.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     /// The connection that will write, after looking whether this database can be worked with. SQLite's schema is brought up to date, because
@@ -67,7 +125,7 @@ impl Database {
     }
 
     pub(super) fn failure(&self, reason: String) -> OpenError {
-        match &self.server {
+        match &*self.server.read() {
             // Where the damage is in what says which tables there are, nothing can be looked through.
             None if reason.contains("malformed") => OpenError::Damaged { path: self.folder.database(), findings: reason },
             None => OpenError::Database { path: self.folder.database(), reason },
@@ -77,14 +135,14 @@ impl Database {
 
     /// The file, or the server without its password.
     pub(super) fn name(&self) -> String {
-        match &self.server {
+        match &*self.server.read() {
             None => self.folder.database().display().to_string(),
             Some(server) => server.to_string(),
         }
     }
 
     pub(super) fn is_shared(&self) -> bool {
-        self.server.is_some()
+        self.server.read().is_some()
     }
 
     /// Everything is stored: tidies up and gives the folder free.

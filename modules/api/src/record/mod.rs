@@ -15,6 +15,7 @@ mod copy;
 mod cursor;
 mod database;
 mod dead_letters;
+mod finalize;
 mod folder;
 mod insights;
 mod memory;
@@ -24,6 +25,7 @@ mod outbox;
 mod postgres;
 mod readers;
 mod recorder;
+mod relocate;
 mod rows;
 mod schema;
 mod search;
@@ -46,13 +48,14 @@ use contracts::{
 pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
 use database::{Database, Use};
 pub use dead_letters::{DeadLetterRow, Replayed};
+pub use finalize::{Claim, Finding, Follow, Outcome, Quality, Score, Step};
 pub use migrations::State as SchemaState;
 use outbox::Announcer;
 use platform::bus::Bus;
 use readers::Readers;
 pub use rows::{
-    ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, HitConversation, HitUtterance, InsightRow, LabelRow, Page, ProvenanceRow,
-    SearchHit, SnippetPart, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
+    ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, Finalization, HitConversation, HitUtterance, InsightRow, LabelRow, Page,
+    ProvenanceRow, ResultRow, SearchHit, SnippetPart, SummaryRow, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
 };
 use std::{
     io,
@@ -227,6 +230,14 @@ impl Record {
         if tokio::time::timeout(std::time::Duration::from_secs(30), self.writer.stop()).await.is_err() {
             warn!("the record's writer did not end within 30 s");
         }
+    }
+
+    /// Connections are made to the hosts that these settings name, from now on; nothing is interrupted.
+    ///
+    /// # Errors
+    /// What is wrong with the address, without its password.
+    pub fn readdress(&self, settings: &RecordSettings) -> Result<(), String> {
+        self.database.readdress(settings)
     }
 
     /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.

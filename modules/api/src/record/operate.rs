@@ -2,7 +2,6 @@
 //!
 //! Invariant: works beside a running process, except on SQLite's file, which belongs to one process at a time.
 
-pub use super::copy::{Copied, Progress, copy};
 use super::{
     OpenError,
     database::{Database, Use},
@@ -11,6 +10,10 @@ use super::{
     postgres::Server,
     sqlite,
     store::Conn,
+};
+pub use super::{
+    copy::{Copied, Progress, copy},
+    relocate::{Passed, Relocated, Stage, abort as abort_relocation, relocate},
 };
 use crate::settings::RecordSettings;
 use std::path::{Path, PathBuf};
@@ -73,6 +76,14 @@ pub(super) fn connect(server: &Server) -> Result<Conn, String> {
 
 fn of_file(data: &Path, reason: String) -> OpenError {
     OpenError::Database { path: data.join("record.sqlite"), reason }
+}
+
+/// The hosts of the record's server; none where that is SQLite.
+///
+/// # Errors
+/// What is wrong with the address.
+pub fn hosts(settings: &RecordSettings) -> Result<Vec<String>, OpenError> {
+    Ok(server(settings)?.map(|server| server.addresses()).unwrap_or_default())
 }
 
 /// On a thread that may block.

@@ -3,13 +3,17 @@
 //! Invariants:
 //! - nothing waits longer than `deadline_ms`, a COMMIT included: the server's own limit does not hold while it waits for a standby, so the line
 //!   is cut from this side, and what was under way counts as unknown;
-//! - the password is in no message.
+//! - a commit that waits for a standby which is away is given up, and from then on commits do not wait for it, which is told loudly, until it is
+//!   back;
+//! - the password is in no message;
+//! - of several hosts, whatever writes goes to the one that takes writes, wherever that is by now; reads go there too, and to any other as long as
+//!   none does.
 //!
 //! The driver is asynchronous (no C library to install); each connection has a small runtime of its own, driven by the thread that asks, so a
 //! statement costs no hop between threads.
 
 use super::database::Use;
-use crate::settings::RecordSettings;
+use crate::{metrics as names, settings::RecordSettings};
 use diesel::{
     QueryableByName, RunQueryDsl as _,
     connection::SimpleConnection as _,
@@ -19,11 +23,22 @@ use diesel_async::{
     AsyncPgConnection,
     async_connection_wrapper::{AsyncConnectionWrapper, BlockOn},
 };
-use std::{cell::RefCell, error::Error as _, fmt, net::IpAddr, pin::pin, time::Duration};
+use std::{
+    cell::RefCell,
+    error::Error as _,
+    fmt,
+    net::IpAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{runtime::Runtime, task::AbortHandle};
 use tokio_postgres::{
     Config, NoTls,
-    config::{Host, SslMode},
+    config::{Host, SslMode, TargetSessionAttrs},
     error::SqlState,
 };
 
@@ -40,28 +55,44 @@ const IDLE: Duration = Duration::from_secs(15);
 const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(24 * 3600);
 
 /// Tables a serving process reads and writes.
-const TABLES: [&str; 9] =
-    ["conversations", "conversation_tags", "channels", "segments", "analysis_runs", "insights", "outbox", "dead_letters", "bookkeeping"];
+const TABLES: [&str; 11] = [
+    "conversations",
+    "conversation_tags",
+    "channels",
+    "segments",
+    "analysis_runs",
+    "insights",
+    "finalize",
+    "results",
+    "outbox",
+    "dead_letters",
+    "bookkeeping",
+];
 
 /// Where the server is, and who we are there.
 #[derive(Clone)]
 pub(super) struct Server {
     config: Config,
     deadline: Duration,
+    met: Arc<Met>,
+}
+
+/// What connections of this process have met.
+#[derive(Default)]
+struct Met {
+    /// The newest timeline that was written to. A server on an older one is a primary that was lost and has come back: it lacks what was written
+    /// since.
+    timeline: AtomicI32,
+    /// The server's process whose answer was not waited for any longer. It may still be at it, and hold its locks.
+    given_up: AtomicI32,
+    /// Commits do not wait for the standby they should wait for, because it is away.
+    alone: AtomicBool,
 }
 
 impl fmt::Display for Server {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ports = self.config.get_ports();
-        let hosts = self.config.get_hosts().iter().enumerate().map(|(n, host)| {
-            let port = ports.get(n).or(ports.first()).copied().unwrap_or(5432);
-            match host {
-                Host::Tcp(name) => format!("{name}:{port}"),
-                Host::Unix(path) => format!("{}:{port}", path.display()),
-            }
-        });
-        let hosts = hosts.collect::<Vec<_>>().join(",");
+        let hosts = self.addresses().join(",");
         let (user, database) = (self.config.get_user().unwrap_or_default(), self.config.get_dbname().unwrap_or_default());
         write!(f, "postgres://{user}@{hosts}/{database}")
     }
@@ -105,16 +136,81 @@ impl Server {
                 .into());
         }
         let deadline = Duration::from_millis(settings.deadline_ms);
-        config.application_name("quickcomm").connect_timeout(deadline).tcp_user_timeout(deadline).keepalives_idle(Duration::from_secs(10));
-        Ok(Some(Self { config, deadline }))
+        let each = deadline / config.get_hosts().len().max(1) as u32;
+        config.application_name("quickcomm").connect_timeout(each).tcp_user_timeout(deadline).keepalives_idle(Duration::from_secs(10));
+        Ok(Some(Self { config, deadline, met: Arc::default() }))
     }
 
     /// # Errors
     /// What the server said, or that nobody answered, and what to do.
     pub(super) fn connect(&self, purpose: Use) -> Result<PgConn, String> {
+        if self.config.get_hosts().len() == 1 {
+            return self.reach(purpose, &self.config);
+        }
+        let mut newest: Option<(i32, PgConn)> = None;
+        let mut refused = vec![];
+        for mut host in self.hosts() {
+            host.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            match self.reach(purpose, &host).and_then(|mut conn| Ok((timeline(&mut conn)?, conn))) {
+                Ok((at, _)) if at < self.met.timeline.load(Ordering::SeqCst) => {
+                    refused.push("another has taken its place since".to_owned())
+                }
+                Ok((at, conn)) if newest.as_ref().is_none_or(|(best, _)| at > *best) => newest = Some((at, conn)),
+                Ok(_) => {}
+                Err(reason) => refused.push(reason),
+            }
+        }
+        if let Some((at, conn)) = newest {
+            self.met.timeline.fetch_max(at, Ordering::SeqCst);
+            return Ok(conn);
+        }
+        if purpose == Use::Reading {
+            // Nobody takes writes: what can be read is what there is.
+            for host in self.hosts() {
+                match self.reach(purpose, &host) {
+                    Ok(conn) => return Ok(conn),
+                    Err(reason) => refused.push(reason),
+                }
+            }
+        }
+        Err(format!("none of its hosts takes writes: {}", refused.join("; ")))
+    }
+
+    /// A configuration for each host alone.
+    fn hosts(&self) -> Vec<Config> {
+        let ports = self.config.get_ports();
+        let hosts = self.config.get_hosts().iter().enumerate().map(|(n, host)| {
+            let mut alone = Config::new();
+            match host {
+                Host::Tcp(name) => alone.host(name),
+                Host::Unix(path) => alone.host_path(path),
+            };
+            alone.port(ports.get(n).or(ports.first()).copied().unwrap_or(5432));
+            alone.user(self.config.get_user().unwrap_or_default()).dbname(self.config.get_dbname().unwrap_or_default());
+            if let Some(password) = self.config.get_password() {
+                alone.password(password);
+            }
+            if let Some(options) = self.config.get_options() {
+                alone.options(options);
+            }
+            alone.ssl_mode(self.config.get_ssl_mode());
+            let each = self.deadline / self.config.get_hosts().len() as u32;
+            alone.connect_timeout(each).tcp_user_timeout(self.deadline).keepalives_idle(Duration::from_secs(10));
+            alone
+        });
+        hosts.collect()
+    }
+
+    /// Remembers what the one before it knew, so that a primary whose place was taken stays refused.
+    pub(super) fn goes_on_from(self, before: &Self) -> Self {
+        Self { met: before.met.clone(), ..self }
+    }
+
+    fn reach(&self, purpose: Use, config: &Config) -> Result<PgConn, String> {
+        let config = purpose.named(config);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let (client, driver) = runtime.block_on(async {
-            let connecting = tokio::time::timeout(self.deadline, self.config.connect(NoTls));
+            let connecting = tokio::time::timeout(self.deadline, config.connect(NoTls));
             let (client, connection) = match connecting.await {
                 Ok(Ok(connected)) => connected,
                 Ok(Err(error)) => return Err(self.explain(&error)),
@@ -133,16 +229,66 @@ impl Server {
             .map_err(|_| format!("it does not answer within {:?}", self.deadline))?
             .map_err(|e| e.to_string())?;
         // diesel-async makes what waits by itself, without arguments: they are handed over by the thread.
-        PREPARED.set(Some(Patience { runtime, driver, limit }));
+        let (process, met) = (Arc::<AtomicI32>::default(), self.met.clone());
+        PREPARED.set(Some(Patience { runtime, driver, limit, process: process.clone(), met }));
         let mut conn = PgConn::from(inner);
         conn.batch_execute(&self.session(purpose, limit)).map_err(|e| e.to_string())?;
+        if purpose == Use::Writing {
+            if !ask(&mut conn, "current_setting('lc_messages') ~* '^(c|posix|en|$)'")? {
+                let user = self.config.get_user().unwrap_or_default();
+                tracing::warn!(
+                    server = %self,
+                    "it speaks another language than English, so some of its errors are taken for others: as a superuser, \
+                     `ALTER ROLE {user} SET lc_messages = 'C'`"
+                );
+            }
+            process.store(number(&mut conn, "SELECT pg_backend_pid() AS number")?, Ordering::SeqCst);
+            self.after_giving_up(&mut conn)?;
+        }
         Ok(conn)
+    }
+
+    /// Ends what was not waited for, so that the same can be done again; and where it waited for a standby that is away, waits no more.
+    fn after_giving_up(&self, conn: &mut PgConn) -> Result<(), String> {
+        let process = self.met.given_up.swap(0, Ordering::SeqCst);
+        if process != 0 {
+            ask(conn, &format!("coalesce((SELECT pg_terminate_backend({process}, 1000)), true)"))?;
+            let waits =
+                "current_setting('synchronous_standby_names') <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local')";
+            if ask(conn, &format!("{waits} AND NOT ({STANDBY_FOLLOWS})"))? && !self.met.alone.swap(true, Ordering::SeqCst) {
+                tracing::error!(
+                    server = %self,
+                    "the standby that commits wait for is away: what is stored from now on is on one server only; bring it back, or take it out \
+                     of synchronous_standby_names"
+                );
+                metrics::gauge!(names::ALONE).set(1.0);
+            }
+        }
+        if self.met.alone.load(Ordering::SeqCst) {
+            conn.batch_execute("SET synchronous_commit = local").map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Commits wait for the standby again, once it follows.
+    pub(super) fn mend(&self, conn: &mut PgConn) {
+        if self.met.alone.load(Ordering::SeqCst) && ask(conn, STANDBY_FOLLOWS) == Ok(true) {
+            if conn.batch_execute("SET synchronous_commit = on").is_ok() {
+                self.met.alone.store(false, Ordering::SeqCst);
+                tracing::info!(server = %self, "the standby that commits wait for is back");
+                metrics::gauge!(names::ALONE).set(0.0);
+            }
+        }
+    }
+
+    pub(super) fn is_alone(&self) -> bool {
+        self.met.alone.load(Ordering::SeqCst)
     }
 
     fn session(&self, purpose: Use, limit: Duration) -> String {
         let ms = |time: Duration| time.as_millis();
         let mut set = format!(
-            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {};",
+            "{ENGLISH} SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {};",
             if purpose == Use::Migrating { 0 } else { ms(limit) },
             if purpose == Use::Migrating { 0 } else { ms(IDLE_IN_TRANSACTION) },
         );
@@ -156,9 +302,29 @@ impl Server {
         set
     }
 
-    fn explain(&self, error: &tokio_postgres::Error) -> String {
+    /// Where it has one host.
+    pub(super) fn alone(&self) -> Option<Config> {
+        Some(self.hosts()).filter(|hosts| hosts.len() == 1)?.pop()
+    }
+
+    /// As `HOST:PORT`, or the folder of a socket.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        let at = |host: &Config| Some((host.get_hosts().first()?.clone(), *host.get_ports().first()?));
+        let named = |(host, port)| match host {
+            Host::Tcp(name) => format!("{name}:{port}"),
+            Host::Unix(path) => format!("{}:{port}", path.display()),
+        };
+        self.hosts().iter().filter_map(at).map(named).collect()
+    }
+
+    /// In the server's words, or the line's.
+    pub(super) fn said(error: &tokio_postgres::Error) -> String {
         let said = error.as_db_error().map(|e| e.message().to_owned());
-        let said = said.or_else(|| error.source().map(ToString::to_string)).unwrap_or_else(|| error.to_string());
+        said.or_else(|| error.source().map(ToString::to_string)).unwrap_or_else(|| error.to_string())
+    }
+
+    fn explain(&self, error: &tokio_postgres::Error) -> String {
+        let said = Self::said(error);
         let (user, database) = (self.config.get_user().unwrap_or_default(), self.config.get_dbname().unwrap_or_default());
         let todo = match error.code() {
             Some(code) if *code == SqlState::INVALID_PASSWORD => format!("is the password of {user} in api.record.url right?"),
@@ -239,6 +405,39 @@ impl About {
     }
 }
 
+/// Some errors are told apart by the server's words, because diesel passes no code on. Not every user may choose their language.
+const ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN NULL; END $$;";
+
+/// Whoever asks sees it of other users' connections only as a member of pg_monitor.
+const STANDBY_FOLLOWS: &str = "EXISTS (SELECT 1 FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum') AND state = 'streaming')";
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = Integer)]
+    number: i32,
+}
+
+fn number(conn: &mut PgConn, question: &str) -> Result<i32, String> {
+    let found: Result<Number, _> = diesel::sql_query(question).get_result(conn);
+    found.map(|found| found.number).map_err(|e| e.to_string())
+}
+
+#[derive(QueryableByName)]
+struct Flag {
+    #[diesel(sql_type = Bool)]
+    flag: bool,
+}
+
+fn ask(conn: &mut PgConn, question: &str) -> Result<bool, String> {
+    let found: Result<Flag, _> = diesel::sql_query(format!("SELECT {question} AS flag")).get_result(conn);
+    found.map(|found| found.flag).map_err(|e| e.to_string())
+}
+
+/// Rises with every promotion.
+fn timeline(conn: &mut PgConn) -> Result<i32, String> {
+    number(conn, "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 AS number")
+}
+
 #[derive(QueryableByName)]
 struct Closed {
     #[diesel(sql_type = Text)]
@@ -264,6 +463,9 @@ pub(super) struct Patience {
     runtime: Runtime,
     driver: AbortHandle,
     limit: Duration,
+    /// The server's; 0 where nobody would do the same again.
+    process: Arc<AtomicI32>,
+    met: Arc<Met>,
 }
 
 thread_local! {
@@ -282,6 +484,7 @@ impl BlockOn for Patience {
                         limit_ms = self.limit.as_millis() as u64,
                         "PostgreSQL did not answer in time: the connection was given up"
                     );
+                    self.met.given_up.fetch_max(self.process.load(Ordering::SeqCst), Ordering::SeqCst);
                     self.driver.abort();
                     asked.await
                 }

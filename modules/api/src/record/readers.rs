@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a read sees one state of the record, however many statements it has;
 //! - a caller that gives up leaves nothing behind: its query ends on its thread and the answer is dropped;
-//! - a connection that has gone is replaced before a query begins, so a database that was restarted is noticed by nobody who asks later.
+//! - a connection that has gone is replaced before a query begins, so a database that was restarted is noticed by nobody who asks later;
+//! - when the writer has found the database somewhere else, the next read follows it there.
 
 use super::{
     database::{Database, Use},
@@ -78,7 +79,14 @@ impl Readers {
 }
 
 fn serve(mut conn: Conn, waiting: &Receiver<Query>, database: &Database, purpose: Use) {
+    let mut turns = database.turns();
     while let Ok(query) = waiting.recv() {
+        if purpose == Use::Reading && database.turns() != turns {
+            turns = database.turns();
+            if let Ok(fresh) = database.connect(purpose) {
+                conn = fresh; // else the old one answers as long as it can
+            }
+        }
         let begun = store::begin(&mut conn).or_else(|_| {
             // The connection went while nobody asked, or the last query left it in a bad state.
             conn = database.connect(purpose).map_err(StoreError::Unreachable)?;

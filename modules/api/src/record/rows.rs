@@ -3,12 +3,13 @@
 //! Invariant: field names and meanings here are the public wire; a change is a change of the API.
 //! Times in ms count from the conversation's first sample; dates are RFC 3339.
 
+use super::finalize::Quality;
 use chrono::{DateTime, Utc};
 use contracts::{
     ChannelIndex, ConversationId, Encoding, InsightId, RunId, UtteranceId,
     audio::{Role, WordTimes},
     conversation::ConversationState,
-    inference::{Task, Tier},
+    inference::{SummaryItem, SummaryKind, Task, Tier},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{
@@ -46,8 +47,75 @@ pub struct ConversationRow {
     pub intent: Option<TopLabel>,
     /// The customer's latest sentiment.
     pub sentiment: Option<TopLabel>,
+    /// How far its result is; null while it is live, and of conversations from before results were kept.
+    pub finalization: Option<Finalization>,
     /// Whether there is sound to play. The record does not know: whoever owns the recordings fills it in.
     pub recording: bool,
+}
+
+/// How far the result of a conversation that has ended is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Finalization {
+    /// What was received is being heard to its end.
+    Closing,
+    Scoring,
+    Done,
+    /// By a lower rung; a better result takes its place when the better rung is back.
+    Degraded,
+}
+
+impl Finalization {
+    pub const ALL: [Self; 4] = [Self::Closing, Self::Scoring, Self::Done, Self::Degraded];
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closing => "closing",
+            Self::Scoring => "scoring",
+            Self::Done => "done",
+            Self::Degraded => "degraded",
+        }
+    }
+}
+
+/// What a conversation came to, once it is published.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ResultRow {
+    /// Rises when a better result takes its place.
+    pub version: u64,
+    pub quality: Quality,
+    pub summary: Vec<SummaryRow>,
+    pub published_at: DateTime<Utc>,
+}
+
+/// One sentence of a summary.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = SummaryItem)]
+pub struct SummaryRow {
+    /// `reason`: why they called; `action`: what was promised; `outcome`: how it ended.
+    #[schema(example = "reason")]
+    pub kind: &'static str,
+    pub text: String,
+    /// The words it rests on.
+    pub evidence: Vec<EvidenceRow>,
+    /// What wrote it.
+    #[schema(example = "rules")]
+    pub tier: &'static str,
+}
+
+impl From<SummaryItem> for SummaryRow {
+    fn from(item: SummaryItem) -> Self {
+        let evidence = item.evidence.into_iter();
+        Self {
+            kind: match item.kind {
+                SummaryKind::Reason => "reason",
+                SummaryKind::Action => "action",
+                SummaryKind::Outcome => "outcome",
+            },
+            text: item.text,
+            evidence: evidence.map(|e| EvidenceRow { utterance_id: e.utterance, word_from: e.word_from, word_to: e.word_to }).collect(),
+            tier: item.tier.name(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -23,6 +23,7 @@ table! {
         created_at -> Timestamp,
         updated_at -> Timestamp,
         version -> BigInt,
+        finalization -> Nullable<Text>,
     }
 }
 
@@ -49,6 +50,7 @@ table! {
         created_at -> Timestamp,
         updated_at -> Timestamp,
         version -> BigInt,
+        closed_pos -> Nullable<BigInt>,
     }
 }
 
@@ -150,6 +152,35 @@ table! {
         version -> Text,
         died_at -> Timestamp,
         replayed_at -> Nullable<Timestamp>,
+    }
+}
+
+table! {
+    finalize (tenant_id, conversation_id, step) {
+        tenant_id -> Text,
+        conversation_id -> Text,
+        step -> Text,
+        attempt -> BigInt,
+        next_at -> Nullable<Timestamp>,
+        fence -> BigInt,
+        input_hash -> Text,
+        payload -> Json,
+        outcome -> Nullable<Text>,
+        created_at -> Timestamp,
+        updated_at -> Timestamp,
+    }
+}
+
+table! {
+    results (tenant_id, conversation_id) {
+        tenant_id -> Text,
+        conversation_id -> Text,
+        version -> BigInt,
+        quality -> Text,
+        summary -> Json,
+        input_hash -> Text,
+        created_at -> Timestamp,
+        updated_at -> Timestamp,
     }
 }
 

@@ -69,6 +69,16 @@ impl StoreError {
         }
     }
 
+    /// The server has become read-only: it is a standby, or its place has been taken.
+    pub(super) fn is_fenced(&self) -> bool {
+        match self {
+            Self::Database(DieselError::DatabaseError(kind, said)) => {
+                matches!(kind, DatabaseErrorKind::ReadOnlyTransaction) || said.message().contains("in a read-only transaction")
+            }
+            _ => false,
+        }
+    }
+
     /// Somebody else was at the same rows, who has ended by now: the same may succeed.
     pub(super) fn may_pass(&self) -> bool {
         match self {

@@ -149,7 +149,11 @@ impl Writer {
         let (end, ended) = watch::channel(false);
         let group = Group { rows: settings.group_rows, time: Duration::from_millis(settings.group_ms) };
         thread::Builder::new().name("record-write".into()).spawn(move || {
-            write(Line { conn, database: &database, aftermath: &aftermath, down_until: None }, queue, group);
+            write(
+                Line { conn, database: &database, aftermath: &aftermath, spent: false, down: None, looked: Instant::now() },
+                queue,
+                group,
+            );
             end.send_replace(true);
         })?;
         Ok(Self { orders, ended })
@@ -220,6 +224,10 @@ fn write(mut line: Line<'_>, mut queue: mpsc::Receiver<Order>, limit: Group) {
                 Err(_) => None,
             }
         });
+        if line.database.is_alone() && line.looked.elapsed() >= LOOK_FOR_STANDBY {
+            line.looked = Instant::now();
+            line.database.mend(&mut line.conn);
+        }
         metrics::histogram!(names::GROUP_REQUESTS).record(group as f64);
         metrics::histogram!(names::TRANSACTION_SECONDS).record(started.elapsed().as_secs_f64());
     }
@@ -232,8 +240,11 @@ fn write(mut line: Line<'_>, mut queue: mpsc::Receiver<Order>, limit: Group) {
     line.database.leave(line.conn);
 }
 
-/// How long requests of unknown outcome wait for the database to come back before they are told that it is unknown.
+/// How long requests wait for a database that has gone, from when that was noticed; then they are told so at once. It is restarted, or moved, in
+/// less.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// While a standby is missing.
+const LOOK_FOR_STANDBY: Duration = Duration::from_secs(1);
 /// Between two attempts to connect again.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -242,8 +253,12 @@ struct Line<'a> {
     conn: Conn,
     database: &'a Database,
     aftermath: &'a Aftermath,
-    /// Until then nobody tries to connect: the last attempt failed.
-    down_until: Option<Instant>,
+    /// It is not to be used any more: its server takes no writes.
+    spent: bool,
+    /// Since when there is no connection, and when the last attempt to get one was made.
+    down: Option<(Instant, Instant)>,
+    /// When it was last asked whether the standby is back.
+    looked: Instant,
 }
 
 type Works = Vec<Box<dyn Work>>;
@@ -252,7 +267,7 @@ impl Line<'_> {
     /// One transaction with all that `take` gives. Returns how many requests it served.
     fn serve(&mut self, mut take: impl FnMut() -> Option<Box<dyn Work>>) -> usize {
         let mut group: Works = vec![];
-        if let Err(error) = self.begin() {
+        if let Err(error) = self.begin_patiently() {
             while let Some(work) = take() {
                 group.push(work);
             }
@@ -276,7 +291,7 @@ impl Line<'_> {
         match ran.and_then(|()| self.commit(&mut group)) {
             Ok(()) => self.tell(effects, group),
             Err(failure) => {
-                let lost = self.undo();
+                let lost = self.undo(&failure);
                 if served == 1 && !lost && !failure.may_pass() {
                     // Nobody to spare: what failed once by itself fails again.
                     fail(group, failure);
@@ -306,7 +321,7 @@ impl Line<'_> {
                         guarded(|| store::commit(&mut self.conn))?;
                         effects.take(own);
                     }
-                    Err(failure) if failure.is_lost() => return Err(failure),
+                    Err(failure) if failure.is_lost() || failure.is_fenced() => return Err(failure),
                     Err(failure) => {
                         guarded(|| store::roll_back(&mut self.conn))?;
                         failed.push((n, failure));
@@ -331,8 +346,8 @@ impl Line<'_> {
                     self.serve_alone(work);
                 }
             }
-            Err(_) => {
-                self.undo();
+            Err(failure) => {
+                self.undo(&failure);
                 for work in group {
                     self.serve_alone(work);
                 }
@@ -353,7 +368,7 @@ impl Line<'_> {
         match ran.and_then(|()| self.commit(&mut alone)) {
             Ok(()) => self.tell(effects, alone),
             Err(failure) => {
-                self.undo();
+                self.undo(&failure);
                 fail(alone, failure);
             }
         }
@@ -379,53 +394,57 @@ impl Line<'_> {
 
     /// Begins a transaction, on a new connection if the old one has gone meanwhile.
     fn begin(&mut self) -> Result<(), StoreError> {
-        match guarded(|| store::begin_write(&mut self.conn)) {
-            Ok(()) => Ok(()),
-            Err(_) => {
-                self.connect()?;
-                store::begin_write(&mut self.conn)
-            }
+        if !self.spent && guarded(|| store::begin_write(&mut self.conn)).is_ok() {
+            return Ok(());
         }
+        self.connect()?;
+        store::begin_write(&mut self.conn)
     }
 
-    /// The same, waiting for a database that is being restarted.
+    /// The same, waiting for a database that is being restarted or moved.
     fn begin_patiently(&mut self) -> Result<(), StoreError> {
-        let give_up = Instant::now() + LONGEST_WAIT;
         loop {
-            match self.begin() {
-                Err(error) if error.is_lost() && self.database.is_shared() && Instant::now() < give_up => thread::park_timeout(RECONNECT),
-                result => return result,
+            let result = self.begin();
+            let waits = result.as_ref().is_err_and(StoreError::is_lost) && self.database.is_shared();
+            if !waits || self.down.is_some_and(|(since, _)| since.elapsed() >= LONGEST_WAIT) {
+                return result;
             }
+            thread::park_timeout(RECONNECT);
         }
     }
 
     fn connect(&mut self) -> Result<(), StoreError> {
-        if self.down_until.is_some_and(|until| Instant::now() < until) {
+        if self.down.is_some_and(|(_, tried)| tried.elapsed() < RECONNECT) {
             return Err(StoreError::Unreachable(format!("{} could not be reached just now", self.database.name())));
         }
         match self.database.connect(Use::Writing) {
             Ok(fresh) => {
                 self.conn = fresh;
-                if self.down_until.take().is_some() {
-                    tracing::info!(database = self.database.name(), "the record's database is back");
+                self.spent = false;
+                if let Some((since, _)) = self.down.take() {
+                    let away_ms = since.elapsed().as_millis() as u64;
+                    tracing::info!(database = self.database.name(), away_ms, "the record's database is back");
                 }
                 Ok(())
             }
             Err(reason) => {
-                if self.down_until.is_none() {
+                if self.down.is_none() {
                     tracing::error!(database = self.database.name(), reason, "the record's database cannot be reached; trying again");
                 }
-                self.down_until = Some(Instant::now() + RECONNECT);
+                let now = Instant::now();
+                self.down = Some((self.down.map_or(now, |(since, _)| since), now));
                 Err(StoreError::Unreachable(reason))
             }
         }
     }
 
-    /// Back to before the transaction; where that fails too, a new connection is needed, and true is returned.
-    fn undo(&mut self) -> bool {
+    /// Back to before the transaction; where that fails too, or this server takes no writes any more, a new connection is needed, and true is
+    /// returned.
+    fn undo(&mut self, failure: &Failure) -> bool {
         match guarded(|| store::roll_back(&mut self.conn)) {
-            Ok(()) => false,
-            Err(_) => {
+            Ok(()) if !failure.is_fenced() => false,
+            _ => {
+                self.spent = true;
                 let _ = self.connect(); // the next transaction tries again
                 true
             }
@@ -461,6 +480,9 @@ impl Failure {
     }
     fn may_pass(&self) -> bool {
         matches!(self, Self::Error(error) if error.may_pass())
+    }
+    fn is_fenced(&self) -> bool {
+        matches!(self, Self::Error(error) if error.is_fenced())
     }
 }
 

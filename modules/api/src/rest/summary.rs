@@ -6,11 +6,11 @@ use super::{
     params::{self, Params},
     problem::{Problem, ProblemDocument},
 };
-use crate::record::{EvidenceRow, UtteranceKind, UtteranceRow};
+use crate::record::{Quality, SummaryRow, UtteranceKind, UtteranceRow};
 use actix_web::{HttpRequest, HttpResponse, web};
 use contracts::{
     ConversationId, Inference,
-    inference::{Summarize, SummaryItem, SummaryKind},
+    inference::{Summarize, SummaryItem},
 };
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -25,21 +25,9 @@ pub(crate) struct Summaries(pub(crate) Arc<dyn Inference>);
 #[derive(Serialize, ToSchema)]
 pub struct Summary {
     pub items: Vec<SummaryRow>,
-}
-
-/// One sentence of a summary.
-#[derive(Serialize, ToSchema)]
-#[schema(as = SummaryItem)]
-pub struct SummaryRow {
-    /// `reason`: why they called; `action`: what was promised; `outcome`: how it ended.
-    #[schema(example = "reason")]
-    pub kind: &'static str,
-    pub text: String,
-    /// The words it rests on.
-    pub evidence: Vec<EvidenceRow>,
-    /// What wrote it.
-    #[schema(example = "rules")]
-    pub tier: &'static str,
+    /// Null as long as the result is not published: then this is what the conversation comes to so far.
+    #[schema(required)]
+    pub quality: Option<Quality>,
 }
 
 /// Why they called, what was promised, how it ended.
@@ -56,25 +44,14 @@ pub(crate) async fn summary(
 ) -> Result<HttpResponse, Problem> {
     Params::read(&request, &[]).done()?;
     let id: ConversationId = params::id(&id)?;
+    if let Some(result) = reads.record.result(&caller.tenant, id).await? {
+        return Ok(HttpResponse::Ok().json(Summary { items: result.summary, quality: Some(result.quality) }));
+    }
     let rows = reads.record.transcript(&caller.tenant, id).await?;
     let utterances = rows.iter().filter(|row| row.kind == UtteranceKind::Speech).map(UtteranceRow::utterance).collect();
     let cx = caller.cx(BUDGET).for_conversation(id);
     let asked =
         async { summaries.0.summarize(cx, Summarize { conversation: id, utterances }).await?.try_collect::<Vec<SummaryItem>>().await };
     let items = tokio::time::timeout(BUDGET, asked).await.unwrap_or_else(|_| Err(contracts::CallError::deadline()))?;
-    Ok(HttpResponse::Ok().json(Summary { items: items.into_iter().map(row).collect() }))
-}
-
-fn row(item: SummaryItem) -> SummaryRow {
-    let evidence = item.evidence.into_iter();
-    SummaryRow {
-        kind: match item.kind {
-            SummaryKind::Reason => "reason",
-            SummaryKind::Action => "action",
-            SummaryKind::Outcome => "outcome",
-        },
-        text: item.text,
-        evidence: evidence.map(|e| EvidenceRow { utterance_id: e.utterance, word_from: e.word_from, word_to: e.word_to }).collect(),
-        tier: item.tier.name(),
-    }
+    Ok(HttpResponse::Ok().json(Summary { items: items.into_iter().map(SummaryRow::from).collect(), quality: None }))
 }

@@ -253,7 +253,7 @@ async fn a_summary_comes_from_inference_and_its_failure_is_told() {
     assert_eq!(
         summary,
         serde_json::json!({ "items": [{ "kind": "reason", "text": "you charged me twice", "tier": "rules",
-            "evidence": [{ "utterance_id": utterance.to_string(), "word_from": 0, "word_to": 4 }] }] })
+            "evidence": [{ "utterance_id": utterance.to_string(), "word_from": 0, "word_to": 4 }] }], "quality": null })
     );
     world.inference.behave(Behavior::Fail(CallError::busy(Duration::from_secs(3), "no slot")));
     let answer = test::call_service(&app, get(&path).to_request()).await;

@@ -184,7 +184,7 @@ impl World {
     }
 
     pub(crate) async fn close(&self, id: ConversationId) {
-        let close = Close { conversation: id, state: ConversationState::Complete, ended_at: Utc::now() };
+        let close = Close { conversation: id, state: ConversationState::Complete, ended_at: Utc::now(), heard: vec![] };
         self.record.close(self.cx(), close).await.unwrap();
     }
 

@@ -854,6 +854,20 @@ impl Channel {
     fn answered(&mut self, state: ConversationState, view: ChannelView) -> Result<(), End> {
         let Attached { epoch, safe, next_seq } = view.attached;
         self.committed(epoch, next_seq, safe)?;
+        if epoch == self.epoch && state == ConversationState::Live {
+            match self.journal.recall(next_seq, safe) {
+                Ok(0) => {}
+                Ok(lost) => {
+                    warn!(channel = %self.index(), lost, next_seq, %safe, "the record has lost what it had committed: it is published again");
+                    counter!(names::RECALLED).increment(lost as u64);
+                    self.publish_again = Some(Instant::now());
+                }
+                Err(disagreement) => {
+                    error!(channel = %self.index(), %disagreement, "attaching anew");
+                    self.attach_anew = true;
+                }
+            }
+        }
         if state != ConversationState::Live && !self.journal.is_empty() {
             warn!(channel = %self.index(), "the conversation was closed while segments were under way");
             return Err(End::Superseded);

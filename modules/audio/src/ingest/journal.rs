@@ -1,6 +1,7 @@
 //! Segments of one channel that were made and are not committed yet. The bus may lose anything; what stands here is published again.
 //!
-//! Invariants: entries have consecutive numbers; an entry leaves only when the record says that its range is committed.
+//! Invariants: entries have consecutive numbers; an entry leaves only when the record says that its range is committed. What has left is kept a while
+//! longer: a record whose standby took its place may have lost what it had just committed.
 
 #[cfg(test)]
 mod property;
@@ -15,12 +16,17 @@ use std::{
 
 /// With this many unconfirmed segments no more events are read, so the engine stops and the caller's socket fills.
 pub(super) const MOST: usize = 256;
+/// A standby that is promoted lacks at most what was committed this long before.
+const REMEMBERED: Duration = Duration::from_secs(60);
+const MOST_REMEMBERED: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Journal {
     entries: VecDeque<Entry>,
     /// Entries at the front that the bus has taken.
     sent: usize,
+    /// Committed a short while ago, in order, up to the first entry.
+    committed: VecDeque<(Instant, Entry)>,
 }
 
 struct Entry {
@@ -105,7 +111,36 @@ impl Journal {
             return Err(Disagreement { next_seq, safe });
         }
         self.sent = self.sent.saturating_sub(covered);
-        Ok(self.entries.drain(..covered).map(|e| now.saturating_duration_since(e.made)).collect())
+        let waits = self.entries.range(..covered).map(|e| now.saturating_duration_since(e.made)).collect();
+        self.committed.extend(self.entries.drain(..covered).map(|entry| (now, entry)));
+        while self.committed.len() > MOST_REMEMBERED || self.committed.front().is_some_and(|(at, _)| now.duration_since(*at) > REMEMBERED) {
+            self.committed.pop_front();
+        }
+        Ok(waits)
+    }
+
+    /// The record says itself that it is at `next_seq` and `safe`, before what it had committed: that is to be published again, and what follows
+    /// it. Returns how many segments it has lost; 0: it has not gone back.
+    ///
+    /// # Errors
+    /// It went back further than is remembered, or to something else.
+    pub(super) fn recall(&mut self, next_seq: u64, safe: SamplePos) -> Result<usize, Disagreement> {
+        let (Some(first), Some((_, last))) = (self.entries.front(), self.committed.back()) else { return Ok(0) };
+        if next_seq >= first.seq {
+            return Ok(0);
+        }
+        let lost = (first.seq - next_seq) as usize;
+        let Some(kept) = self.committed.len().checked_sub(lost).filter(|_| last.seq + 1 == first.seq) else {
+            return Err(Disagreement { next_seq, safe });
+        };
+        if kept.checked_sub(1).and_then(|at| self.committed.get(at)).is_some_and(|(_, entry)| entry.end != safe) {
+            return Err(Disagreement { next_seq, safe });
+        }
+        for (_, entry) in self.committed.drain(kept..).rev() {
+            self.entries.push_front(entry);
+        }
+        self.send_again();
+        Ok(lost)
     }
 
     pub(super) fn clear(&mut self) {
@@ -121,18 +156,22 @@ mod tests {
     fn journal(seqs: std::ops::Range<u64>) -> Journal {
         let mut journal = Journal::default();
         for seq in seqs {
-            journal.push(&Segment {
-                conversation: ConversationId::from_u128(1),
-                channel: ChannelIndex(0),
-                epoch: Epoch(1),
-                seq,
-                start: SamplePos(seq * 10),
-                end: SamplePos(seq * 10 + 10),
-                body: SegmentBody::Silence,
-                trace: TraceCx::root(),
-            });
+            journal.push(&segment(seq));
         }
         journal
+    }
+
+    fn segment(seq: u64) -> Segment {
+        Segment {
+            conversation: ConversationId::from_u128(1),
+            channel: ChannelIndex(0),
+            epoch: Epoch(1),
+            seq,
+            start: SamplePos(seq * 10),
+            end: SamplePos(seq * 10 + 10),
+            body: SegmentBody::Silence,
+            trace: TraceCx::root(),
+        }
     }
 
     #[test]
@@ -154,6 +193,23 @@ mod tests {
     fn a_record_that_holds_other_ranges_is_noticed() {
         assert!(journal(0..3).confirm(2, SamplePos(19), Instant::now()).is_err());
         assert!(journal(0..3).confirm(9, SamplePos(90), Instant::now()).is_err());
+    }
+
+    #[test]
+    fn what_a_record_lost_again_is_published_again() {
+        let mut journal = journal(0..6);
+        journal.mark_sent(Instant::now());
+        journal.confirm(5, SamplePos(50), Instant::now()).unwrap();
+        assert_eq!(journal.recall(5, SamplePos(50)), Ok(0), "it is where it was");
+        assert!(journal.recall(3, SamplePos(31)).is_err(), "no boundary of what was sent");
+        assert_eq!(journal.recall(3, SamplePos(30)), Ok(2));
+        let seqs: Vec<u64> = journal.unsent().iter().map(|e| serde_json::from_slice::<Segment>(&e.payload).unwrap().seq).collect();
+        assert_eq!(seqs, [3, 4, 5]);
+        journal.mark_sent(Instant::now());
+        journal.confirm(6, SamplePos(60), Instant::now()).unwrap();
+        assert!(journal.is_empty());
+        journal.push(&segment(6));
+        assert_eq!(journal.recall(0, SamplePos::ZERO), Ok(6), "also everything");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub const FIRST_PARTIAL_SECONDS: &str = "quickcomm_audio_ingest_first_partial_se
 pub const PUBLISH_SECONDS: &str = "quickcomm_audio_ingest_publish_seconds";
 pub const COMMIT_SECONDS: &str = "quickcomm_audio_ingest_commit_seconds";
 pub const REPUBLISHED: &str = "quickcomm_audio_ingest_republished_total";
+pub const RECALLED: &str = "quickcomm_audio_ingest_recalled_total";
 /// Labels: `kind`.
 pub const AUDIO_FAILURES: &str = "quickcomm_audio_ingest_audio_failures_total";
 pub const MOVES: &str = "quickcomm_audio_ingest_moves_total";
@@ -36,6 +37,7 @@ pub(super) fn describe() {
     describe_histogram!(PUBLISH_SECONDS, Unit::Seconds, "Handing a finished segment to the bus");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "From a segment's text to the word that it is committed");
     describe_counter!(REPUBLISHED, Unit::Count, "Segments published again because nobody had committed them");
+    describe_counter!(RECALLED, Unit::Count, "Segments published again because the record had lost what it had committed");
     describe_counter!(AUDIO_FAILURES, Unit::Count, "Channels whose audio session failed and was opened again");
     describe_counter!(MOVES, Unit::Count, "Streams that went on in another place because they were asked to");
     describe_counter!(GAP_MS, Unit::Milliseconds, "Audio that never arrived or could not be heard");

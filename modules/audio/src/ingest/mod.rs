@@ -206,6 +206,15 @@ impl Ingest {
         Arc::new(move |id| recordings.has(id))
     }
 
+    /// Deletes the recording of a conversation, if there is one here. Blocks on the disk.
+    pub fn forget_recording(&self) -> Arc<dyn Fn(ConversationId) -> std::io::Result<()> + Send + Sync> {
+        let recordings = self.shared.recordings.clone();
+        Arc::new(move |id| match recordings.forget(id) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        })
+    }
+
     /// Whether new conversations are recorded.
     pub fn records(&self) -> bool {
         self.shared.recordings.are_on()

@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use contracts::{
     CallCx, CallError, ChannelIndex, ConversationId, ErrorKind, Retry, SamplePos, TenantId, TraceCx,
     audio::{ChannelSpec, Endpointing, Pace, Session, SessionInfo, StreamSpec},
-    conversation::{Attach, Attached, Close, ConversationState, OpenConversation},
+    conversation::{Attach, Attached, Close, ConversationState, HeardTo, OpenConversation},
     signal::{LIVE, Live, LiveBody},
 };
 use metrics::gauge;
@@ -514,7 +514,10 @@ impl Life {
         let id = self.conversation.id();
         let mut wait = Duration::from_millis(200);
         let closed = loop {
-            let request = Close { conversation: id, state, ended_at };
+            // All of it is committed here; a record that has lost some of it since waits for that.
+            let doors = self.conversation.doors.iter();
+            let heard = doors.map(|door| HeardTo { channel: door.spec.index, to: door.standing().heard }).collect();
+            let request = Close { conversation: id, state, ended_at, heard };
             let cx = self.conversation.opening.cx(CLOSE_BUDGET);
             match tokio::time::timeout(CLOSE_BUDGET, self.shared.conversations.close(cx, request)).await {
                 Ok(Ok(closed)) => break Ok(closed.state),

@@ -169,7 +169,7 @@ async fn what_does_not_exist_is_not_found(record: &dyn Conversations) {
     assert_eq!(record.conversation(cx(), nobody).await.map_err(kind), Err(ErrorKind::NotFound));
     assert_eq!(record.attach(cx(), Attach { conversation: nobody, channel: AGENT }).await.map_err(kind), Err(ErrorKind::NotFound));
     assert_eq!(record.watch(cx(), nobody).await.err().map(kind), Some(ErrorKind::NotFound));
-    let close = Close { conversation: nobody, state: ConversationState::Complete, ended_at: at(1) };
+    let close = Close { conversation: nobody, state: ConversationState::Complete, ended_at: at(1), heard: vec![] };
     assert_eq!(record.close(cx(), close).await.map_err(kind), Err(ErrorKind::NotFound));
     let call = Call::begin(record).await;
     let channel = ChannelIndex(7);
@@ -310,7 +310,7 @@ async fn closing_is_idempotent_and_final(record: &dyn Conversations) {
     let epoch = call.attach(AGENT).await.epoch;
     let kept = call.segment(AGENT, epoch, 0, 0..800, speech("bye", 0..800));
     call.commit([kept.clone()]).await;
-    let close = Close { conversation: call.id, state: ConversationState::Complete, ended_at: at(5000) };
+    let close = Close { conversation: call.id, state: ConversationState::Complete, ended_at: at(5000), heard: vec![] };
     let closed = record.close(cx(), close.clone()).await.expect("a live conversation closes");
     assert_eq!((closed.state, closed.ended_at), (ConversationState::Complete, Some(at(5000))));
     let again = Close { state: ConversationState::Abandoned, ended_at: at(9000), ..close };
@@ -320,7 +320,7 @@ async fn closing_is_idempotent_and_final(record: &dyn Conversations) {
     let attach = record.attach(cx(), Attach { conversation: call.id, channel: AGENT }).await;
     assert_eq!(attach.map_err(|e| e.kind), Err(ErrorKind::Conflict), "nobody attaches to a closed conversation");
     let live = Call::begin(record).await;
-    let reopen = Close { conversation: live.id, state: ConversationState::Live, ended_at: at(1) };
+    let reopen = Close { conversation: live.id, state: ConversationState::Live, ended_at: at(1), heard: vec![] };
     assert_eq!(record.close(cx(), reopen).await.map_err(|e| e.kind), Err(ErrorKind::InvalidInput), "live is no way to end");
 }
 
@@ -335,7 +335,7 @@ async fn a_watcher_sees_everything_from_now_on(record: &dyn Conversations) {
     call.commit([said.clone()]).await; // a duplicate is no news
     let insight = call.insight(said.utterance_id(), "config", "intent");
     record.record(cx(), vec![insight.clone()]).await.expect("an insight of a live conversation");
-    let close = Close { conversation: call.id, state: ConversationState::Abandoned, ended_at: at(300) };
+    let close = Close { conversation: call.id, state: ConversationState::Abandoned, ended_at: at(300), heard: vec![] };
     record.close(cx(), close).await.expect("a live conversation closes");
     let mut seen = vec![];
     while !matches!(seen.last(), Some(RecordEvent::Changed(c)) if c.state == ConversationState::Abandoned) {

@@ -59,6 +59,17 @@ impl FakeConversations {
         found.and_then(|kept| kept.channels.get(&channel)).map(|channel| channel.segments.clone()).unwrap_or_default()
     }
 
+    /// The record loses the last segments of a channel, as one does whose standby took its place before it had them.
+    pub fn go_back(&self, conversation: ConversationId, channel: ChannelIndex, segments: usize) {
+        let mut kept = self.kept.lock();
+        let found = kept.values_mut().find(|kept| kept.conversation.id == conversation);
+        let Some(channel) = found.and_then(|kept| kept.channels.get_mut(&channel)) else { return };
+        for _ in 0..segments {
+            let Some(lost) = channel.segments.pop() else { return };
+            (channel.view.attached.next_seq, channel.view.attached.safe) = (lost.seq, lost.start);
+        }
+    }
+
     fn with<T>(&self, cx: &CallCx, id: ConversationId, f: impl FnOnce(&mut Kept) -> Result<T, CallError>) -> Result<T, CallError> {
         let mut kept = self.kept.lock();
         f(kept.get_mut(&(cx.tenant.clone(), id)).ok_or_else(|| CallError::not_found(format!("no conversation {id}")))?)

@@ -11,8 +11,8 @@ use chrono::{DateTime, Utc};
 use contracts::{
     ConversationId, Epoch, SamplePos, TenantId,
     conversation::{
-        Attach, Attached, ChannelView, Close, CommitOutcome, Conversation, ConversationState, ConversationView, Gap, OpenConversation,
-        RecordEvent, Segment,
+        Attach, Attached, ChannelView, Close, CommitOutcome, Conversation, ConversationState, ConversationView, Gap, HeardTo,
+        OpenConversation, RecordEvent, Segment,
     },
     inference::Insight,
 };
@@ -246,7 +246,27 @@ impl From<Close> for pb::CloseRequest {
             conversation: bytes(request.conversation.as_u128()),
             state: state(request.state).into(),
             ended_at: Some(time(request.ended_at)),
+            heard: each(request.heard),
         }
+    }
+}
+
+impl From<HeardTo> for pb::HeardTo {
+    fn from(heard: HeardTo) -> Self {
+        Self { channel: heard.channel.0.into(), to: heard.to.0 }
+    }
+}
+
+impl Weight for HeardTo {
+    fn weight(&self) -> usize {
+        2 * NUMBER
+    }
+}
+
+impl TryFrom<pb::HeardTo> for HeardTo {
+    type Error = Unreadable;
+    fn try_from(heard: pb::HeardTo) -> Result<Self, Unreadable> {
+        Ok(Self { channel: channel(heard.channel)?, to: SamplePos(heard.to) })
     }
 }
 
@@ -257,13 +277,14 @@ impl TryFrom<pb::CloseRequest> for Close {
             conversation: conversation(&request.conversation)?,
             state: read_state(request.state)?,
             ended_at: read_time(request.ended_at, "time of end")?,
+            heard: all(request.heard)?,
         })
     }
 }
 
 impl Weight for Close {
     fn weight(&self) -> usize {
-        ID + NUMBER + TIME
+        ID + NUMBER + TIME + self.heard.weight()
     }
 }
 

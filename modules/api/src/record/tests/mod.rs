@@ -3,14 +3,18 @@
 mod commit_rule;
 mod copy;
 mod dead_letters;
+mod failover;
 mod faults;
 mod feed;
+mod finalize;
 mod group;
 mod kept;
 mod migrations;
 #[path = "../../../../../tests/it/support/postgres.rs"]
 mod postgres;
 mod read;
+mod relocate;
+mod replica;
 mod shared;
 
 /// Makes each of these functions a test on both databases.
@@ -149,7 +153,7 @@ impl Running {
     }
 
     async fn close(&self, call: &Call, state: ConversationState) {
-        self.record.close(cx(), Close { conversation: call.id, state, ended_at: Utc::now() }).await.expect("closes");
+        self.record.close(cx(), Close { conversation: call.id, state, ended_at: Utc::now(), heard: vec![] }).await.expect("closes");
     }
 }
 

@@ -212,6 +212,8 @@ async fn a_server_that_cannot_be_used_is_named_with_what_to_do() {
     running.end().await;
 }
 
+const STEPS: [&str; 3] = ["0001_the_record", "0002_dead_letters", "0003_finalization"];
+
 #[tokio::test]
 async fn the_schema_is_told_and_brought_up_to_date_once() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -222,11 +224,11 @@ async fn the_schema_is_told_and_brought_up_to_date_once() {
         }
         let state = async || operate::schema(folder.path().to_owned(), settings.clone()).await.expect("readable").state;
         let before = state().await;
-        assert!(before.applied.is_empty() && before.pending == ["0001_the_record", "0002_dead_letters"], "{on:?}: {before:?}");
+        assert!(before.applied.is_empty() && before.pending == STEPS, "{on:?}: {before:?}");
         let migrate = async || operate::migrate(folder.path().to_owned(), settings.clone()).await;
-        assert_eq!(migrate().await.expect("it is free").len(), 2, "{on:?}");
+        assert_eq!(migrate().await.expect("it is free").len(), STEPS.len(), "{on:?}");
         assert_eq!(migrate().await.expect("it is free").len(), 0, "{on:?}");
         let after = state().await;
-        assert!(after.pending.is_empty() && after.applied == ["0001_the_record", "0002_dead_letters"], "{on:?}: {after:?}");
+        assert!(after.pending.is_empty() && after.applied == STEPS, "{on:?}: {after:?}");
     }
 }

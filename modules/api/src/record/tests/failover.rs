@@ -1,0 +1,113 @@
+//! A server is lost and its standby takes over, or the standby is lost that commits wait for.
+
+use super::{
+    relocate::{both, pair},
+    *,
+};
+use contracts::{CallError, ErrorKind};
+use std::time::Instant;
+
+/// Says one segment until the record has taken it, or wants others first.
+async fn say(running: &Running, call: &Call, n: u64) -> CommitOutcome {
+    let segment = call.says(AGENT, n, n * 100..n * 100 + 100, &format!("word {n}"));
+    let mut tries = 0;
+    loop {
+        match running.record.commit(cx(), vec![segment.clone()]).await {
+            Ok(outcomes) => return outcomes[0].clone(),
+            // As a recorder does: its bus gives it again.
+            Err(CallError { kind: ErrorKind::Unavailable, .. }) if tries < 200 => tries += 1,
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// F11: the primary dies while its standby lacks what it had acknowledged. What is missing is asked for again; the old primary comes back, and
+/// nobody falls for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is_left_alone() {
+    let Some((primary, standby, database)) = pair() else { return };
+    let url = DatabaseUrl::new(both(&primary, &standby, &database));
+    let running = Running::with(Settings { record: RecordSettings { url, ..RecordSettings::default() }, ..Settings::default() }).await;
+    let call = running.call().await;
+    for n in 0..50 {
+        assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed);
+    }
+    standby.catch_up(&primary);
+    standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
+    standby.sql("postgres", "SELECT pg_reload_conf()");
+    while standby.sql("postgres", "SELECT count(*) FROM pg_stat_wal_receiver") != "0" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for n in 50..80 {
+        assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed, "acknowledged by the primary alone");
+    }
+    let lost = Instant::now();
+    primary.kill();
+    standby.promote();
+    let ahead = CommitOutcome::Ahead { next_seq: 50, safe: SamplePos(50 * 800) };
+    assert_eq!(say(&running, &call, 80).await, ahead, "the new primary says what it lacks");
+    for n in 50..=80 {
+        assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed);
+    }
+    assert!(lost.elapsed() < Duration::from_secs(30), "F11: at most 30 s");
+    // The old one is back, takes writes, and is on the older timeline.
+    primary.start_again();
+    assert_eq!(primary.sql("postgres", "SELECT pg_is_in_recovery()"), "f");
+    for n in 81..100 {
+        standby.sql("postgres", "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'quickcomm%'");
+        assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed);
+    }
+    let rows = running.record.transcript(&TenantId::default(), call.id).await.expect("readable");
+    let told: Vec<(u64, String)> = rows.into_iter().map(|r| (r.seq, r.text)).collect();
+    assert_eq!(told, (0..100).map(|n| (n, format!("word {n}"))).collect::<Vec<_>>(), "as without the fault");
+    let count = |server: &postgres::Postgres| server.sql(&database, "SELECT count(*) FROM segments");
+    assert_eq!((count(&standby).as_str(), count(&primary).as_str()), ("100", "80"));
+    running.end().await;
+}
+
+/// F12: commits wait for a standby, and it dies.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_does_not_hang_when_the_standby_it_waits_for_is_lost() {
+    let Some((primary, standby, database)) = pair() else { return };
+    let url = DatabaseUrl::new(primary.url("postgres", &database));
+    let running = Running::with(Settings { record: RecordSettings { url, ..RecordSettings::default() }, ..Settings::default() }).await;
+    let call = running.call().await;
+    primary.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
+    primary.sql("postgres", "SELECT pg_reload_conf()");
+    while primary.sql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") != "1" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut n = 0;
+    let mut next = async || {
+        let began = Instant::now();
+        let segment = call.says(AGENT, n, n * 100..n * 100 + 100, &format!("word {n}"));
+        assert_eq!(running.commit(&[segment]).await, [CommitOutcome::Committed], "{n}: not refused, and not found to be there already");
+        n += 1;
+        began.elapsed()
+    };
+    for _ in 0..10 {
+        next().await;
+    }
+    assert!(!running.record.database.is_alone());
+    standby.kill();
+    assert!(next().await < Duration::from_secs(5), "F12: at most 5 s");
+    assert!(running.record.database.is_alone(), "the operator is told");
+    for _ in 0..10 {
+        next().await;
+    }
+    standby.start_again();
+    let back = async {
+        while running.record.database.is_alone() {
+            next().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), back).await.expect("commits wait for it again");
+    next().await;
+    standby.catch_up(&primary);
+    assert_eq!(standby.sql(&database, "SELECT max(seq) FROM segments"), (n - 1).to_string(), "what is acknowledged is on both");
+    let rows = running.record.transcript(&TenantId::default(), call.id).await.expect("readable");
+    assert_eq!(rows.iter().map(|r| r.seq).collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
+    running.end().await;
+}

@@ -1,0 +1,99 @@
+//! `quickcomm db move`: from the primary to a standby of it, by four steps, while servers run.
+
+use super::db::Where;
+use anyhow::{Context, bail};
+use api::{
+    record::operate::{self, Relocated, Stage},
+    settings::{DatabaseUrl, RecordSettings},
+};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use std::{process::ExitCode, time::Duration};
+
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    at: Where,
+    /// The primary, alone, reached as a superuser.
+    #[arg(long, env = "QUICKCOMM_MOVE_FROM", hide_env_values = true)]
+    from: String,
+    /// A streaming standby of it, alone, reached as a superuser.
+    #[arg(long, env = "QUICKCOMM_MOVE_TO", hide_env_values = true)]
+    to: String,
+    /// The last step to take. `replication` and `reads` change nothing; `writes` stops them until the standby has all there is, and opens the
+    /// primary again; `promote` moves.
+    #[arg(long, value_enum, default_value_t = Until::Reads)]
+    until: Until,
+    /// Undo a move that was cut off in its pause: the primary takes writes again, unless the standby was promoted.
+    #[arg(long, conflicts_with = "until")]
+    abort: bool,
+    /// How long nobody may be able to write, in ms; when it is over before the standby has everything, all is as before.
+    #[arg(long, value_name = "MS", default_value_t = 2_000)]
+    pause_at_most: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Until {
+    Replication,
+    Reads,
+    Writes,
+    Promote,
+}
+
+/// Exit code 0: as far as was asked.
+pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let config = match options.at.load() {
+        Ok(config) => config,
+        Err(code) => return Ok(code),
+    };
+    let until = match options.until {
+        Until::Replication => Stage::Replication,
+        Until::Reads => Stage::Reads,
+        Until::Writes => Stage::Writes,
+        Until::Promote => Stage::Promote,
+    };
+    let (from, to) = (DatabaseUrl::new(options.from), DatabaseUrl::new(options.to));
+    if options.abort {
+        operate::abort_relocation(&from, &to).await.context("undoing the move")?;
+        println!("{}", if options.at.json { json!({ "aborted": true }).to_string() } else { "Writes go on at the primary.".into() });
+        return Ok(ExitCode::SUCCESS);
+    }
+    if until == Stage::Promote {
+        let known = operate::hosts(&config.api.record)?;
+        for url in [&from, &to] {
+            for host in operate::hosts(&RecordSettings { url: url.clone(), ..RecordSettings::default() })? {
+                if !known.contains(&host) {
+                    bail!(
+                        "api.record.url does not name {host}: servers would not find it; expected both hosts there, separated by a comma"
+                    );
+                }
+            }
+        }
+    }
+    let json = options.at.json;
+    let tell = move |passed: operate::Passed| match json {
+        true => println!("{}", json!({ "passed": passed.stage.to_string(), "what": passed.what })),
+        false => eprintln!("{:<12} {}", passed.stage.to_string(), passed.what),
+    };
+    let pause = Duration::from_millis(options.pause_at_most);
+    match operate::relocate(&from, &to, until, pause, tell).await.context("moving the record")? {
+        Relocated::Ready { pause } => {
+            let paused_ms = pause.map(|pause| pause.as_millis() as u64);
+            match (json, paused_ms) {
+                (true, _) => println!("{}", json!({ "moved": false, "pause_ms": paused_ms })),
+                (false, Some(ms)) => println!("Ready: nobody could write for {ms} ms, and writes go on where they were."),
+                (false, None) => println!("Ready: nothing was changed."),
+            }
+        }
+        Relocated::Moved { pause, rows, checksum } => {
+            let ms = pause.as_millis() as u64;
+            if json {
+                println!("{}", json!({ "moved": true, "pause_ms": ms, "rows": rows, "checksum": checksum }));
+            } else {
+                println!("Moved: {rows} rows, the same on both, SHA-256 {checksum}; nobody could write for {ms} ms.");
+                println!("The old primary takes no writes any more. Take it out of api.record.url, or make it a standby of the new one.");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
