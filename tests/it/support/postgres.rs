@@ -55,9 +55,52 @@ pub fn shared() -> Option<&'static Postgres> {
     SHARED.get_or_init(|| installed().map(|bin| Postgres::start(bin, Sync::Off))).as_ref()
 }
 
+/// A cluster of its own.
+const FRESH: &str = r#"
+    "$BIN/initdb" -D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
+    printf '%s\n' 'local all locked scram-sha-256' 'local all all trust' 'local replication all trust' \
+        'host all all 127.0.0.1/32 scram-sha-256' >data/pg_hba.conf
+"#;
+
+/// A copy that follows the server on the socket in `$PRIMARY`.
+const FOLLOWING: &str = r#"
+    "$BIN/pg_basebackup" -h "$PRIMARY" -U postgres -D data -X stream -R -c fast --no-sync >initdb.log 2>&1 || exit 1
+"#;
+
 impl Postgres {
     /// Makes a cluster and waits until it answers.
     pub fn start(bin: PathBuf, sync: Sync) -> Self {
+        Self::make(bin, sync, FRESH, Path::new(""))
+    }
+
+    /// A streaming standby of this server, with a folder and a socket of its own; waits until it answers reads.
+    pub fn standby(&self) -> Self {
+        Self::make(self.bin.clone(), Sync::Off, FOLLOWING, &self.dir)
+    }
+
+    /// Of a standby: what is committed becomes visible here so much later, from the next transaction on. Commits that wait already are
+    /// shown as the new delay says.
+    pub fn delay_replay(&self, by: Duration) {
+        self.sql("postgres", &format!("ALTER SYSTEM SET recovery_min_apply_delay = '{}ms'", by.as_millis()));
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// Of a standby: waits until it shows everything that `primary` has committed.
+    pub fn catch_up(&self, primary: &Self) {
+        let wanted = primary.sql("postgres", "SELECT pg_current_wal_insert_lsn()");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.sql("postgres", &format!("SELECT pg_last_wal_replay_lsn() >= '{wanted}'")) != "t" {
+            assert!(Instant::now() < deadline, "the standby does not follow: {}", self.log());
+            thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// Of a standby: makes it a primary, on a new timeline; waits until it takes writes.
+    pub fn promote(&self) {
+        assert_eq!(self.sql("postgres", "SELECT pg_promote()"), "t", "{}", self.log());
+    }
+
+    fn make(bin: PathBuf, sync: Sync, how: &str, primary: &Path) -> Self {
         let root = run(Command::new("id").arg("-u")).trim() == "0";
         let dir = tempfile::Builder::new().prefix("qc-pg-").tempdir().expect("a temporary folder").keep();
         if root {
@@ -70,10 +113,7 @@ impl Postgres {
         } else {
             Command::new("sh")
         };
-        let script = r#"
-            cd "$DIR" || exit 1
-            "$BIN/initdb" -D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
-            printf 'local all locked scram-sha-256\nlocal all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n' >data/pg_hba.conf
+        let serve = r#"
             while read -r order; do
                 wait # one that was killed holds its lock file until it has been waited for
                 "$BIN/postgres" -D data -k "$DIR" $OPTIONS >>server.log 2>&1 &
@@ -82,12 +122,14 @@ impl Postgres {
             wait
             rm -rf "$DIR"
         "#;
+        let script = format!("cd \"$DIR\" || exit 1\n{how}{serve}");
         let fsync = if sync == Sync::On { "on" } else { "off" };
         let options =
             format!("-c listen_addresses= -c fsync={fsync} -c max_connections=300 -c autovacuum_naptime=5 -c shared_buffers=64MB");
         let mut keeper = shell
-            .args(["-c", script])
+            .args(["-c", &script])
             .env("DIR", &dir)
+            .env("PRIMARY", primary)
             .env("BIN", &bin)
             .env("OPTIONS", options)
             .env("LC_ALL", "C")

@@ -11,6 +11,7 @@ mod migrations;
 #[path = "../../../../../tests/it/support/postgres.rs"]
 mod postgres;
 mod read;
+mod replica;
 mod shared;
 
 /// Makes each of these functions a test on both databases.
