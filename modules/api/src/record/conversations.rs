@@ -369,6 +369,7 @@ fn announce(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId, id: &str,
             .execute(c)?
     });
     effects.announced = true;
+    effects.touch(tenant, id_of(id)?);
     Ok(())
 }
 

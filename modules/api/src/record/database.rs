@@ -10,12 +10,15 @@ use tracing::info;
 pub(super) struct Database {
     folder: Folder,
     server: Option<Server>,
+    replica: Option<Server>,
 }
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     Reading,
+    /// Reads from the replica.
+    Following,
     /// Reads what must be announced, and holds the lock that says who does.
     Relaying,
     Writing,
@@ -26,12 +29,15 @@ pub(super) enum Use {
 impl Database {
     /// Takes the data folder; connects to nothing yet.
     pub(super) fn take(data: &Path, settings: &RecordSettings) -> Result<Self, OpenError> {
-        let server = Server::of(settings).map_err(|reason| OpenError::Server { server: "api.record.url".into(), reason })?;
-        Ok(Self { folder: Folder::take(data)?, server })
+        let wrong = |server: &'static str| move |reason| OpenError::Server { server: server.into(), reason };
+        let server = Server::of(settings).map_err(wrong("api.record.url"))?;
+        let replica = Server::replica(settings).map_err(wrong("api.record.replica_url"))?;
+        Ok(Self { folder: Folder::take(data)?, server, replica })
     }
 
     pub(super) fn connect(&self, purpose: Use) -> Result<Conn, String> {
-        match &self.server {
+        let server = if purpose == Use::Following { &self.replica } else { &self.server };
+        match server {
             None => Ok(Conn::Sqlite(sqlite::connect(&self.folder, purpose)?)),
             Some(server) => Ok(Conn::Postgres(Box::new(server.connect(purpose)?))),
         }
@@ -81,6 +87,14 @@ impl Database {
             None => self.folder.database().display().to_string(),
             Some(server) => server.to_string(),
         }
+    }
+
+    pub(super) fn server(&self) -> Option<&Server> {
+        self.server.as_ref()
+    }
+
+    pub(super) fn replica(&self) -> Option<&Server> {
+        self.replica.as_ref()
     }
 
     pub(super) fn is_shared(&self) -> bool {
