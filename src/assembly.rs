@@ -18,6 +18,7 @@ use contracts::{Audio, Conversations, Inference, route::Mode};
 use fabric::{Network, route::Dials};
 use platform::{
     bus::{self, Bus, Memory, Redis},
+    cache,
     memory::{grown_since, resident_bytes},
     onnx::Runtime,
     supervision::{OnEnd, Supervisor},
@@ -54,13 +55,21 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     let admin = admin::serve(config.admin.addr, status.clone(), Arc::new(move || rendered.render())).await?;
 
     // The record first: a second start on the same folder must fail before it has loaded models.
-    let bus: Arc<dyn Bus> = match config.bus.kind {
-        bus::Kind::Memory => Arc::new(Memory::with_capacity(config.bus.capacity)),
-        bus::Kind::Redis => Arc::new(Redis::connect(&config.bus).await?),
+    let redis = match config.bus.kind {
+        bus::Kind::Memory => None,
+        bus::Kind::Redis => Some(Arc::new(Redis::connect(&config.bus).await?)),
+    };
+    let bus: Arc<dyn Bus> = match &redis {
+        None => Arc::new(Memory::with_capacity(config.bus.capacity)),
+        Some(redis) => redis.clone(),
     };
     let before = resident_bytes();
     let record = match config.roles.contains(&Role::Api) {
-        true => Some(Record::open(&config.data, bus.clone(), &config.api).await.context("opening the record")?),
+        true => {
+            let cache = cache::Front::start(&config.cache, redis.as_deref()).await?;
+            watch_cache(&config, cache.clone(), &status, &mut tasks);
+            Some(Record::open_behind(cache, &config.data, bus.clone(), &config.api).await.context("opening the record")?)
+        }
         false => None,
     };
     if let (Some(_), Some(grown)) = (&record, grown_since(before)) {
@@ -253,6 +262,7 @@ impl Front {
                 bus: bus.clone(),
                 settings: config.audio.ingest.clone(),
                 data: config.data.clone(),
+                standing: record.clone().map(standing),
             })),
             _ => None,
         };
@@ -342,6 +352,14 @@ impl Front {
     }
 }
 
+/// For whoever has written: what to show the record's readers, to be shown it.
+fn standing(record: Arc<Record>) -> audio::ingest::Standing {
+    Arc::new(move || {
+        let record = record.clone();
+        Box::pin(async move { record.token().await.ok().map(|mark| mark.to_string()) })
+    })
+}
+
 /// The sockets of callers, and of viewers where the record is.
 fn listen(config: &Config, sockets: Arc<Ingest>, faces: Option<Api>) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
     let server = HttpServer::new(move || {
@@ -384,6 +402,34 @@ fn watch_bus(config: &Config, bus: Arc<dyn Bus>, status: &Status, tasks: &mut Su
         }
         bus.close().await;
         Ok(())
+    });
+}
+
+/// Keeps the cache, and shows how a shared one does. Without it reads are slower, and right.
+fn watch_cache(config: &Config, cache: Arc<cache::Front>, status: &Status, tasks: &mut Supervisor) {
+    let running = cache.clone();
+    tasks.spawn("cache", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+        running.run(stop).await;
+        Ok(())
+    });
+    if config.cache.kind != cache::Kind::Redis {
+        return;
+    }
+    let url = config.cache.url.as_ref().or(config.bus.url.as_ref()).map(ToString::to_string);
+    let status = status.clone();
+    tasks.spawn("cache status", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+        let mut look = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            let trouble = cache.trouble().map(|why| format!("{why}; reads go to the database"));
+            status.set(admin::Module {
+                name: "cache".into(),
+                mode: admin::Mode::Remote,
+                endpoint: url.clone(),
+                state: admin::ModuleState::Ready,
+                detail: trouble.unwrap_or_else(|| "serving".into()),
+            });
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
+        }
     });
 }
 
@@ -431,4 +477,5 @@ fn describe_metrics() {
     api::describe_metrics();
     fabric::describe_metrics();
     bus::describe_metrics();
+    cache::describe_metrics();
 }

@@ -1,7 +1,7 @@
 //! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
 
 use contracts::route::{Dial, Mode, StepBack};
-use platform::{bus, settings, telemetry, trace};
+use platform::{bus, cache, settings, telemetry, trace};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -23,6 +23,7 @@ pub struct Config {
     pub admin: Admin,
     pub auth: Auth,
     pub bus: bus::Settings,
+    pub cache: cache::Settings,
     pub modules: Modules,
     pub log: telemetry::Settings,
     pub otlp: trace::Settings,
@@ -149,6 +150,7 @@ impl Default for Config {
             admin: Admin::default(),
             auth: Auth::default(),
             bus: bus::Settings::default(),
+            cache: cache::Settings::default(),
             modules: Modules::default(),
             log: telemetry::Settings::default(),
             otlp: trace::Settings::default(),
@@ -240,6 +242,9 @@ impl Config {
         }
         if let Err(problem) = self.bus.check() {
             return refuse("bus", problem);
+        }
+        if let Err(problem) = self.cache.check(&self.bus) {
+            return refuse("cache", problem);
         }
         let record_elsewhere = self.modules.api.mode != Mode::Local || !self.modules.api.endpoints.is_empty();
         if record_elsewhere && !self.shares_bus() {
@@ -350,6 +355,16 @@ mod tests {
         let open = serde_json::json!({ "kind": "redis", "url": "redis://10.0.0.5:6379" });
         refused(with(&["api", "audio", "inference"], &open, None), &["bus", "10.0.0.5", "no password"]);
         refused(with(&["api"], &serde_json::json!({ "url": "http://x" }), None), &["bus.url", "expected redis://"]);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_is_refused() {
+        let cache = |settings: serde_json::Value| serde_json::json!({ "cache": settings });
+        refused(cache(serde_json::json!({ "kind": "redis" })), &["cache", "url", "redis://127.0.0.1:6379"]);
+        let open = serde_json::json!({ "kind": "redis", "url": "redis://10.0.0.5:6379" });
+        refused(cache(open), &["cache", "10.0.0.5", "no password"]);
+        refused(cache(serde_json::json!({ "kind": "disk" })), &["cache.kind", "memory"]);
+        refused(cache(serde_json::json!({ "loads": 0 })), &["cache", "loads is 0: expected 1 to 1024"]);
     }
 
     #[test]

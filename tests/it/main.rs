@@ -5,6 +5,7 @@
 mod bad_input;
 mod browser;
 mod bus;
+mod cache;
 mod calls;
 mod certs;
 #[path = "../../modules/fabric/tests/collector/mod.rs"]

@@ -9,6 +9,8 @@ pub(crate) const GROUPS_SPLIT: &str = "quickcomm_api_groups_split_total";
 pub(crate) const COMMITS_UNKNOWN: &str = "quickcomm_api_commits_unknown_total";
 pub(crate) const ALONE: &str = "quickcomm_api_commits_alone";
 pub(crate) const READ_SECONDS: &str = "quickcomm_api_read_seconds";
+pub(crate) const ROUTED_READS: &str = "quickcomm_api_routed_reads_total";
+pub(crate) const REPLICA_LAG: &str = "quickcomm_api_replica_lag_seconds";
 pub(crate) const BUS_SECONDS: &str = "quickcomm_api_bus_seconds";
 pub(crate) const OUTBOX_SECONDS: &str = "quickcomm_api_outbox_seconds";
 pub(crate) const OUTBOX_OLDEST: &str = "quickcomm_api_outbox_oldest_seconds";
@@ -36,6 +38,8 @@ pub fn describe() {
     describe_counter!(COMMITS_UNKNOWN, Unit::Count, "Transactions whose connection was lost at the commit, so that they ran again.");
     describe_gauge!(ALONE, Unit::Count, "1 while commits do not wait for the standby they should, because it is away: somebody must look.");
     describe_histogram!(READ_SECONDS, Unit::Seconds, "From a read until its answer, by read.");
+    describe_counter!(ROUTED_READS, Unit::Count, "Reads that a replica could take, by who got them and why.");
+    describe_gauge!(REPLICA_LAG, Unit::Seconds, "How far the replica is behind; above 5 it takes no reads.");
     describe_histogram!(BUS_SECONDS, Unit::Seconds, "How long an entry waited in the bus, by stream.");
     describe_histogram!(OUTBOX_SECONDS, Unit::Seconds, "From a transaction until its changes were announced.");
     describe_gauge!(OUTBOX_OLDEST, Unit::Seconds, "Age of the oldest change that waits to be announced; above 5 somebody must look.");

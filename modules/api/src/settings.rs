@@ -27,6 +27,8 @@ impl Settings {
 pub struct RecordSettings {
     /// A PostgreSQL server, 15 or later: `postgres://USER:PASSWORD@HOST:5432/DATABASE`. Default: none, SQLite in the data folder.
     pub url: DatabaseUrl,
+    /// A streaming standby of that server, which takes reads that may be behind, or for which it is new enough. Default: none.
+    pub replica_url: DatabaseUrl,
     /// How long a statement to PostgreSQL may take, in ms; then its connection is given up. Default 2000.
     pub deadline_ms: u64,
     /// Rows that may share one transaction. Default 64.
@@ -47,6 +49,7 @@ impl Default for RecordSettings {
     fn default() -> Self {
         Self {
             url: DatabaseUrl::default(),
+            replica_url: DatabaseUrl::default(),
             deadline_ms: 2_000,
             group_rows: 64,
             group_ms: 10,
@@ -70,7 +73,7 @@ impl RecordSettings {
         within("readers", self.readers as u64, 1, 64)?;
         within("park_ms", self.park_ms, 0, 60_000)?;
         within("relay_poll_ms", self.relay_poll_ms, 10, 60_000)?;
-        crate::record::check_address(self).map_err(|problem| format!("api.record.url: {problem}"))
+        crate::record::check_addresses(self).map_err(|(key, problem)| format!("api.record.{key}: {problem}"))
     }
 }
 
@@ -159,6 +162,21 @@ mod tests {
         for url in ["postgres://me@localhost/calls", "postgres://me@[::1]/calls", "postgresql://me@%2Frun%2Fpostgresql/calls", ""] {
             let settings = RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };
             settings.check().unwrap_or_else(|refused| panic!("{url}: {refused}"));
+        }
+    }
+
+    #[test]
+    fn a_replica_is_of_some_primary_and_named_when_it_is_wrong() {
+        let settings = |url: &str, replica: &str| RecordSettings {
+            url: DatabaseUrl::new(url),
+            replica_url: DatabaseUrl::new(replica),
+            ..RecordSettings::default()
+        };
+        let here = "postgres://me@localhost/calls";
+        settings(here, here).check().expect("both are addresses");
+        for (url, replica, says) in [("", here, "expected api.record.url"), (here, "postgres://me:@10.0.0.7/calls", "10.0.0.7")] {
+            let refused = settings(url, replica).check().expect_err(says);
+            assert!(refused.starts_with("api.record.replica_url: ") && refused.contains(says), "{refused}");
         }
     }
 }

@@ -1,6 +1,7 @@
-//! What a process stands on: settings, telemetry, supervision, the bus, model files. Knows nothing of conversations.
+//! What a process stands on: settings, telemetry, supervision, the bus, the cache, model files. Knows nothing of conversations.
 
 pub mod bus;
+pub mod cache;
 pub mod memory;
 pub mod onnx;
 pub mod priority;

@@ -78,6 +78,7 @@ fn commit_one(
     let now = Utc::now().naive_utc();
     for _ in 0..MOST_MOVES {
         if let Some(rate) = advance(conn, tenant, segment, &place, now)? {
+            effects.touch(tenant, segment.conversation);
             effects.watermarks.push(Committed {
                 conversation: segment.conversation,
                 channel: segment.channel,

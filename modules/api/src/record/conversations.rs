@@ -379,6 +379,7 @@ pub(super) fn announce(conn: &mut Conn, effects: &mut Effects, tenant: &TenantId
             .execute(c)?
     });
     effects.announced = true;
+    effects.touch(tenant, id_of(id)?);
     Ok(())
 }
 

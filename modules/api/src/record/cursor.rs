@@ -57,6 +57,11 @@ impl Cut {
         Ok(limit as usize)
     }
 
+    /// Whether it is one of utterances.
+    pub(crate) fn check_utterances(&self) -> Result<(), CallError> {
+        super::transcript::place(self).and(self.limit()).map(|_| ())
+    }
+
     pub(super) fn key(&self) -> Result<Option<Key>, CallError> {
         self.cursor.as_deref().map(|cursor| Key::decode(cursor).ok_or_else(bad)).transpose()
     }

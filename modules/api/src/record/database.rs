@@ -17,12 +17,15 @@ pub(super) struct Database {
     server: RwLock<Option<Server>>,
     /// Rises when whatever writes has been connected anew: readers then look where the database is, too.
     turns: AtomicU64,
+    replica: Option<Server>,
 }
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     Reading,
+    /// Reads from the replica.
+    Following,
     /// Reads what must be announced, and holds the lock that says who does.
     Relaying,
     Writing,
@@ -35,7 +38,7 @@ impl Use {
     pub(super) fn named(self, config: &tokio_postgres::Config) -> tokio_postgres::Config {
         let mut config = config.clone();
         config.application_name(match self {
-            Self::Reading => READER,
+            Self::Reading | Self::Following => READER,
             Self::Relaying => "quickcomm relay",
             Self::Writing => "quickcomm write",
             Self::Migrating => "quickcomm db",
@@ -50,12 +53,14 @@ pub(super) const READER: &str = "quickcomm read";
 impl Database {
     /// Takes the data folder; connects to nothing yet.
     pub(super) fn take(data: &Path, settings: &RecordSettings) -> Result<Self, OpenError> {
-        let server = Server::of(settings).map_err(|reason| OpenError::Server { server: "api.record.url".into(), reason })?;
-        Ok(Self { folder: Folder::take(data)?, server: RwLock::new(server), turns: AtomicU64::new(0) })
+        let wrong = |server: &'static str| move |reason| OpenError::Server { server: server.into(), reason };
+        let server = Server::of(settings).map_err(wrong("api.record.url"))?;
+        let replica = Server::replica(settings).map_err(wrong("api.record.replica_url"))?;
+        Ok(Self { folder: Folder::take(data)?, server: RwLock::new(server), turns: AtomicU64::new(0), replica })
     }
 
     pub(super) fn connect(&self, purpose: Use) -> Result<Conn, String> {
-        let server = self.server.read().clone();
+        let server = if purpose == Use::Following { self.replica.clone() } else { self.server() };
         let Some(server) = server else { return Ok(Conn::Sqlite(sqlite::connect(&self.folder, purpose)?)) };
         let conn = server.connect(purpose)?;
         if matches!(purpose, Use::Writing | Use::Relaying) {
@@ -139,6 +144,14 @@ impl Database {
             None => self.folder.database().display().to_string(),
             Some(server) => server.to_string(),
         }
+    }
+
+    pub(super) fn server(&self) -> Option<Server> {
+        self.server.read().clone()
+    }
+
+    pub(super) fn replica(&self) -> Option<&Server> {
+        self.replica.as_ref()
     }
 
     pub(super) fn is_shared(&self) -> bool {

@@ -187,7 +187,7 @@ impl Record {
     pub async fn next_step(&self) -> Result<Option<DateTime<Utc>>, CallError> {
         let read = |conn: &mut Conn| {
             let next: Option<NaiveDateTime> =
-                on_conn!(conn, |c: B| { finalize::table.filter(finalize::next_at.is_not_null()).select(min(finalize::next_at)).first(c)? });
+                on_conn!(conn, |c: B| finalize::table.filter(finalize::next_at.is_not_null()).select(min(finalize::next_at)).first(c)?);
             Ok(next.map(|at| at.and_utc()))
         };
         self.readers.read("next_step", read).await

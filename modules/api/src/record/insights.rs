@@ -183,6 +183,7 @@ pub(super) fn record(
         };
         if outcome == Recorded::New {
             touched.insert((insight.conversation, insight.task));
+            effects.touch(tenant, insight.conversation);
             effects.announced = true;
         }
         outcomes.push(outcome);

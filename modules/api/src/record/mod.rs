@@ -17,6 +17,7 @@ mod database;
 mod dead_letters;
 mod finalize;
 mod folder;
+pub(crate) mod fresh;
 mod insights;
 mod memory;
 mod migrations;
@@ -26,6 +27,7 @@ mod postgres;
 mod readers;
 mod recorder;
 mod relocate;
+mod replica;
 mod rows;
 mod schema;
 mod search;
@@ -49,10 +51,15 @@ pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
 use database::{Database, Use};
 pub use dead_letters::{DeadLetterRow, Replayed};
 pub use finalize::{Claim, Finding, Follow, Outcome, Quality, Score, Step};
+use fresh::Commits;
 pub use migrations::State as SchemaState;
 use outbox::Announcer;
-use platform::bus::Bus;
+use platform::{
+    bus::Bus,
+    cache::{Front, Mark, Stamp},
+};
 use readers::Readers;
+use replica::Replica;
 pub use rows::{
     ChannelRow, ChannelTalk, ConversationRow, EvidenceRow, Finalization, HitConversation, HitUtterance, InsightRow, LabelRow, Page,
     ProvenanceRow, ResultRow, SearchHit, SnippetPart, SummaryRow, TalkMetrics, TopLabel, UtteranceKind, UtteranceRow, WordRow,
@@ -66,7 +73,7 @@ pub use talk::talk_metrics;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use writer::Writer;
+use writer::{Effects, Writer};
 
 /// Of one conversation, read at once.
 pub const MOST_UTTERANCES: usize = 10_000;
@@ -174,17 +181,24 @@ pub enum OpenError {
     Thread(#[source] io::Error),
 }
 
-/// What is wrong with the address of the record's database, if anything; it is not tried.
-pub(crate) fn check_address(settings: &RecordSettings) -> Result<(), String> {
-    postgres::Server::of(settings).map(|_| ())
+/// What is wrong with the addresses of the record's databases, if anything, and which setting; they are not tried.
+pub(crate) fn check_addresses(settings: &RecordSettings) -> Result<(), (&'static str, String)> {
+    let primary = postgres::Server::of(settings).map_err(|problem| ("url", problem))?;
+    match postgres::Server::replica(settings).map_err(|problem| ("replica_url", problem))? {
+        Some(_) if primary.is_none() => Err(("replica_url", "there is no server it could follow; expected api.record.url, too".into())),
+        _ => Ok(()),
+    }
 }
 
 /// The record of this process. Also the contract [`contracts::Conversations`].
 pub struct Record {
     settings: RecordSettings,
     bus: Arc<dyn Bus>,
+    cache: Arc<Front>,
+    commits: Arc<Commits>,
     database: Arc<Database>,
     readers: Readers,
+    replica: Option<Replica>,
     /// One connection of its own, which holds the lock of who announces.
     relay: Readers,
     writer: Writer,
@@ -195,23 +209,38 @@ pub struct Record {
 impl Record {
     /// Opens the record in the folder `data`, alone: a second opener is refused. Where the settings name a PostgreSQL server, the folder is
     /// for recordings only. Waits while SQLite's schema is brought up to date.
+    ///
+    /// What changes is voided in a cache of its own.
     pub async fn open(data: &Path, bus: Arc<dyn Bus>, settings: &Settings) -> Result<Arc<Self>, OpenError> {
+        Self::open_behind(Front::memory(), data, bus, settings).await
+    }
+
+    /// The same with the cache that readers of this process ask first; its upkeep is its owner's.
+    pub async fn open_behind(cache: Arc<Front>, data: &Path, bus: Arc<dyn Bus>, settings: &Settings) -> Result<Arc<Self>, OpenError> {
         let (data, settings) = (data.to_owned(), settings.record.clone());
-        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&data, bus, settings)).await;
+        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&data, bus, settings, cache)).await;
         opened.unwrap_or_else(|panic| Err(OpenError::Thread(io::Error::other(panic))))
     }
 
-    fn open_blocking(data: &Path, bus: Arc<dyn Bus>, settings: RecordSettings) -> Result<Arc<Self>, OpenError> {
+    fn open_blocking(data: &Path, bus: Arc<dyn Bus>, settings: RecordSettings, cache: Arc<Front>) -> Result<Arc<Self>, OpenError> {
         let database = Arc::new(Database::take(data, &settings)?);
         let conn = database.open()?;
         let failed = |reason| database.failure(reason);
-        let readers = Readers::start(&database, Use::Reading, settings.readers).map_err(failed)?;
-        let relay = Readers::start(&database, Use::Relaying, 1).map_err(failed)?;
+        let commits = Arc::new(Commits::new());
+        let readers = Readers::start(&database, Use::Reading, settings.readers, &commits).map_err(failed)?;
+        let relay = Readers::start(&database, Use::Relaying, 1, &commits).map_err(failed)?;
+        let replica = database.replica().cloned().map(Replica::new);
         let announcer = Arc::new(Announcer::default());
-        let told = announcer.clone();
-        let aftermath = Box::new(move |effects| told.stored(effects));
+        let (told, voiding, counting, shared) = (announcer.clone(), cache.clone(), commits.clone(), database.is_shared());
+        let aftermath = Box::new(move |effects: Effects| {
+            // Before the answers: who has written reads what he wrote. On a shared server the relay says which version counts.
+            let floor = if shared { 0 } else { counting.count() };
+            voiding.void(fresh::touched(&effects.touched, floor));
+            told.stored(effects);
+        });
         let writer = Writer::start(conn, database.clone(), &settings, aftermath).map_err(OpenError::Thread)?;
-        Ok(Arc::new(Self { settings, bus, database, readers, relay, writer, announcer, changes: outbox::channel() }))
+        let changes = outbox::channel();
+        Ok(Arc::new(Self { settings, bus, cache, commits, database, readers, replica, relay, writer, announcer, changes }))
     }
 
     /// Runs recorder and relay until `stop`, then stores what is waiting on the bus and announces it.
@@ -222,7 +251,7 @@ impl Record {
             stop.cancelled().await; // a bus that ended early does not silence what is committed by call
             stored.cancel();
         };
-        tokio::join!(store, outbox::relay(&self, &stored));
+        tokio::join!(store, outbox::relay(&self, &stored), replica::watch(&self, &stored));
     }
 
     /// Waits until every write asked for is on disk, then takes no more and frees the data folder. After [`Record::run`] has ended.
@@ -267,14 +296,103 @@ impl Record {
         self.readers.read("snapshot", read).await
     }
 
+    /// What readers of this process ask first.
+    pub fn cache(&self) -> &Arc<Front> {
+        &self.cache
+    }
+
+    /// Whoever shows this reads everything whose writing has been answered by now.
+    pub async fn token(&self) -> Result<Mark, CallError> {
+        let commits = self.commits.clone();
+        self.readers.read("token", move |conn| fresh::token(conn, &commits)).await
+    }
+
+    /// From whoever is new enough, and how new what was read is.
+    async fn read_routed<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        at_least: Option<Mark>,
+        query: impl FnOnce(&mut store::Conn) -> Result<T, store::StoreError> + Clone + Send + 'static,
+    ) -> Result<(Stamp, T), CallError> {
+        if let Some(replica) = &self.replica
+            && let Some(readers) = replica.readers_for(at_least).await
+        {
+            match readers.read_stamped(name, query.clone()).await {
+                Err(error) if replica.failed(&error) => warn!(%error, "the replica did not answer a read: the primary is asked"),
+                answer => return answer,
+            }
+        }
+        self.readers.read_stamped(name, query).await
+    }
+
+    /// One conversation; `None`: there is none. What is read has seen everything up to `at_least`, here and below.
+    pub async fn row_since(
+        &self,
+        tenant: &TenantId,
+        id: ConversationId,
+        at_least: Option<Mark>,
+    ) -> Result<(Stamp, Option<ConversationRow>), CallError> {
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| match conversations::find(conn, &tenant, id)? {
+            Some(_) => Ok(Some(conversations::row(conn, &tenant, id)?)),
+            None => Ok(None),
+        };
+        self.read_routed("row", at_least, read).await
+    }
+
+    /// Speech and gaps, by start; `None`: there is no such conversation.
+    pub async fn utterances_since(
+        &self,
+        tenant: &TenantId,
+        id: ConversationId,
+        cut: &Cut,
+        at_least: Option<Mark>,
+    ) -> Result<(Stamp, Option<Page<UtteranceRow>>), CallError> {
+        let (after, limit) = (transcript::place(cut)?, cut.limit()?);
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| match conversations::find(conn, &tenant, id)? {
+            Some(_) => Ok(Some(transcript::page(conn, &tenant, id, after, limit)?)),
+            None => Ok(None),
+        };
+        self.read_routed("utterances", at_least, read).await
+    }
+
+    /// Oldest first; `None`: there is no such conversation.
+    pub async fn insights_since(
+        &self,
+        tenant: &TenantId,
+        id: ConversationId,
+        superseded: bool,
+        task: Option<Task>,
+        at_least: Option<Mark>,
+    ) -> Result<(Stamp, Option<Vec<InsightRow>>), CallError> {
+        let tenant = tenant.clone();
+        let read = move |conn: &mut store::Conn| match conversations::find(conn, &tenant, id)? {
+            Some(_) => Ok(Some(insights::of_conversation(conn, &tenant, id, superseded, task)?)),
+            None => Ok(None),
+        };
+        self.read_routed("insights", at_least, read).await
+    }
+
     /// Newest first.
     pub async fn list(&self, tenant: &TenantId, filter: &ConversationFilter, cut: &Cut) -> Result<Page<ConversationRow>, CallError> {
+        Ok(self.list_since(tenant, filter, cut, None).await?.1)
+    }
+
+    /// Newest first.
+    pub async fn list_since(
+        &self,
+        tenant: &TenantId,
+        filter: &ConversationFilter,
+        cut: &Cut,
+        at_least: Option<Mark>,
+    ) -> Result<(Stamp, Page<ConversationRow>), CallError> {
         let (after, limit) = (conversations::place(cut)?, cut.limit()?);
         if [&filter.tag, &filter.intent, &filter.sentiment].into_iter().flatten().any(|name| name.contains('\0')) {
             return Err(CallError::invalid("a filter contains a zero character"));
         }
         let (tenant, filter) = (tenant.clone(), filter.clone());
-        self.readers.read("list", move |conn| conversations::list(conn, &tenant, &filter, after, limit)).await
+        self.read_routed("list", at_least, move |conn: &mut store::Conn| conversations::list(conn, &tenant, &filter, after, limit)).await
     }
 
     /// # Errors

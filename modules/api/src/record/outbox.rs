@@ -12,7 +12,7 @@
 //! Every process that shares a PostgreSQL server hears all changes; the one that holds the lock also keeps the cursor and tidies up.
 
 use super::{
-    Change, ChangeRows, Position, Record, conversations, insights,
+    Change, ChangeRows, Position, Record, conversations, fresh, insights,
     schema::{bookkeeping, outbox},
     store::{Conn, StoreError, on_conn},
     transcript,
@@ -87,7 +87,7 @@ impl Announcer {
 
     /// Tells the producer where its channel stands, although nothing has moved.
     pub(super) fn remind(&self, mark: Committed) {
-        self.stored(Effects { watermarks: vec![mark], announced: false });
+        self.stored(Effects { watermarks: vec![mark], ..Effects::default() });
     }
 }
 
@@ -252,6 +252,10 @@ impl<'a> Relay<'a> {
         self.cursor = Some(last.place());
         metrics::histogram!(names::OUTBOX_SECONDS).record(entries[0].age().as_secs_f64());
         metrics::counter!(names::CHANGES_TOTAL).increment(changes.len() as u64);
+        if self.record.database.is_shared() {
+            // Before anybody is told, and without waiting: who is told may ask at once.
+            self.record.cache.void(fresh::announced(&changes));
+        }
         for change in changes {
             let _ = self.record.changes.send(Arc::new(change)); // an error only says that nobody listens
         }

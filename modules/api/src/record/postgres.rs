@@ -13,7 +13,10 @@
 //! statement costs no hop between threads.
 
 use super::database::Use;
-use crate::{metrics as names, settings::RecordSettings};
+use crate::{
+    metrics as names,
+    settings::{DatabaseUrl, RecordSettings},
+};
 use diesel::{
     QueryableByName, RunQueryDsl as _,
     connection::SimpleConnection as _,
@@ -104,7 +107,19 @@ impl Server {
     /// # Errors
     /// What is wrong with the address, without repeating it: it may hold a password.
     pub(super) fn of(settings: &RecordSettings) -> Result<Option<Self>, String> {
-        let url = settings.url.expose();
+        Self::at(&settings.url, settings)
+    }
+
+    /// The standby that takes reads. `None`: the settings name none.
+    ///
+    /// # Errors
+    /// As for [`Self::of`].
+    pub(super) fn replica(settings: &RecordSettings) -> Result<Option<Self>, String> {
+        Self::at(&settings.replica_url, settings)
+    }
+
+    fn at(url: &DatabaseUrl, settings: &RecordSettings) -> Result<Option<Self>, String> {
+        let url = url.expose();
         if url.is_empty() {
             return Ok(None);
         }
@@ -285,6 +300,21 @@ impl Server {
         self.met.alone.load(Ordering::SeqCst)
     }
 
+    /// A connection for small questions of a task. Its driver ends with it.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`].
+    pub(super) async fn line(&self) -> Result<tokio_postgres::Client, String> {
+        match tokio::time::timeout(self.deadline, self.config.connect(NoTls)).await {
+            Ok(Ok((client, connection))) => {
+                tokio::spawn(connection);
+                Ok(client)
+            }
+            Ok(Err(error)) => Err(self.explain(&error)),
+            Err(_) => Err(format!("nobody answers within {:?}", self.deadline)),
+        }
+    }
+
     fn session(&self, purpose: Use, limit: Duration) -> String {
         let ms = |time: Duration| time.as_millis();
         let mut set = format!(
@@ -292,7 +322,7 @@ impl Server {
             if purpose == Use::Migrating { 0 } else { ms(limit) },
             if purpose == Use::Migrating { 0 } else { ms(IDLE_IN_TRANSACTION) },
         );
-        if matches!(purpose, Use::Reading | Use::Relaying) {
+        if matches!(purpose, Use::Reading | Use::Following | Use::Relaying) {
             // One state of the record for all statements of a read.
             set += "SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on;";
         }

@@ -16,7 +16,7 @@ pub(super) fn connect(folder: &Folder, purpose: Use) -> Result<SqliteConnection,
          PRAGMA cache_size = -8000; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 67108864;",
     )
     .map_err(|e| e.to_string())?;
-    if matches!(purpose, Use::Reading | Use::Relaying) {
+    if matches!(purpose, Use::Reading | Use::Following | Use::Relaying) {
         conn.batch_execute("PRAGMA query_only = ON").map_err(|e| e.to_string())?;
     }
     Ok(conn)

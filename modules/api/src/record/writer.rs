@@ -16,11 +16,12 @@ use super::{
 };
 use crate::{metrics as names, settings::RecordSettings};
 use contracts::{
-    CallCx, CallError,
+    CallCx, CallError, ConversationId, TenantId,
     conversation::{Attached, CommitOutcome, Conversation},
     signal::Committed,
 };
 use std::{
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -35,6 +36,8 @@ pub(super) struct Effects {
     pub(super) watermarks: Vec<Committed>,
     /// There are new rows in the outbox.
     pub(super) announced: bool,
+    /// Conversations that read differently now.
+    pub(super) touched: BTreeSet<(TenantId, ConversationId)>,
 }
 
 /// Told after each transaction, on the writing thread: must not block.
@@ -460,9 +463,14 @@ fn fail(group: Works, failure: impl Into<CallError>) {
 }
 
 impl Effects {
+    pub(super) fn touch(&mut self, tenant: &TenantId, id: ConversationId) {
+        self.touched.insert((tenant.clone(), id));
+    }
+
     fn take(&mut self, other: Self) {
         self.watermarks.extend(other.watermarks);
         self.announced |= other.announced;
+        self.touched.extend(other.touched);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Conversations: the list, one of them, and what belongs to it.
 
 use super::{
-    Caller, HasRecording,
+    Caller, HasRecording, cached,
     params::{self, Params},
     problem::{Problem, ProblemDocument},
 };
@@ -55,9 +55,7 @@ pub(crate) async fn list(request: HttpRequest, caller: Caller, reads: web::Data<
     };
     let cut = params.cut();
     params.done()?;
-    let page = reads.record.list(&caller.tenant, &filter, &cut).await?;
-    let data = page.data.into_iter().map(|row| reads.complete(row)).collect();
-    Ok(HttpResponse::Ok().json(Page { data, next_cursor: page.next_cursor }))
+    reads.list(&caller.tenant, &filter, &cut, cached::at_least(&request)?).await
 }
 
 /// One conversation.
@@ -71,8 +69,7 @@ pub(crate) async fn one(
     reads: web::Data<Reads>,
 ) -> Result<HttpResponse, Problem> {
     Params::read(&request, &[]).done()?;
-    let row = reads.record.row(&caller.tenant, params::id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(reads.complete(row)))
+    reads.one(&caller.tenant, params::id(&id)?, cached::at_least(&request)?).await
 }
 
 /// What was said, by start; gaps are among it.
@@ -92,7 +89,7 @@ pub(crate) async fn utterances(
     let mut params = Params::read(&request, &["cursor", "limit"]);
     let cut = params.cut();
     params.done()?;
-    Ok(HttpResponse::Ok().json(reads.record.utterances(&caller.tenant, params::id(&id)?, &cut).await?))
+    reads.utterances(&caller.tenant, params::id(&id)?, &cut, cached::at_least(&request)?).await
 }
 
 /// What was understood, oldest first.
@@ -113,8 +110,7 @@ pub(crate) async fn insights(
     let task = params.one_of("task", &Task::ALL, Task::name);
     let superseded = params.flag("superseded").unwrap_or(false);
     params.done()?;
-    let data = reads.record.insights(&caller.tenant, params::id(&id)?, superseded, task).await?;
-    Ok(HttpResponse::Ok().json(Insights { data }))
+    reads.insights(&caller.tenant, params::id(&id)?, superseded, task, cached::at_least(&request)?).await
 }
 
 /// Who talked how much.

@@ -4,6 +4,7 @@
 //! to another tenant is not found; nothing here changes anything but the dials, and those only for callers of this very origin.
 //! Deliberately absent: the audio sockets and recordings (`audio`), the live feed (`crate::live`), storage (`crate::record`).
 
+mod cached;
 mod conversations;
 mod dashboard;
 mod edge;

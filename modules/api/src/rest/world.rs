@@ -82,7 +82,10 @@ impl World {
     }
 
     pub(crate) async fn open(&self, title: &str) -> ConversationId {
-        let id = ConversationId::fresh();
+        self.open_as(ConversationId::fresh(), title).await
+    }
+
+    pub(crate) async fn open_as(&self, id: ConversationId, title: &str) -> ConversationId {
         let channel = |index, role| ChannelSpec { index: ChannelIndex(index), role, encoding: Encoding::Mulaw, rate: RATE };
         let request = OpenConversation {
             id,

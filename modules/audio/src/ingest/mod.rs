@@ -28,6 +28,7 @@ pub use settings::IngestSettings;
 
 use actix_web::web;
 use contracts::{Audio, ConversationId, Conversations};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use platform::bus::Bus;
 use recording::Recordings;
@@ -54,7 +55,12 @@ pub struct IngestDeps {
     pub settings: IngestSettings,
     /// Recordings go to the folder `recordings` in here.
     pub data: PathBuf,
+    /// Where the record stands, if it is in this process.
+    pub standing: Option<Standing>,
 }
+
+/// Asked after a write: whoever shows the answer to the record's readers as `X-Consistency` is shown that write. `None`: it cannot be said.
+pub type Standing = Arc<dyn Fn() -> BoxFuture<'static, Option<String>> + Send + Sync>;
 
 /// Every conversation whose audio this process receives.
 pub struct Ingest {
@@ -65,6 +71,7 @@ pub struct Ingest {
 struct Shared {
     audio: Arc<dyn Audio>,
     conversations: Arc<dyn Conversations>,
+    standing: Option<Standing>,
     bus: Arc<dyn Bus>,
     settings: IngestSettings,
     recordings: Arc<Recordings>,
@@ -124,7 +131,7 @@ impl Ingest {
     /// # Panics
     /// When the system has no thread left for writing recordings.
     pub fn start(deps: IngestDeps) -> Arc<Self> {
-        let IngestDeps { audio, conversations, bus, settings, data } = deps;
+        let IngestDeps { audio, conversations, bus, settings, data, standing } = deps;
         self::metrics::describe();
         let flush = Duration::from_millis(settings.flush_ms);
         let recordings = Recordings::start(&data, settings.recordings, flush).expect("the system starts one more thread");
@@ -132,6 +139,7 @@ impl Ingest {
         let shared = Arc::new(Shared {
             audio,
             conversations,
+            standing,
             bus: bus.clone(),
             uploads: Arc::new(Semaphore::new(settings.max_uploads)),
             kept_bytes: Arc::default(),

@@ -11,7 +11,7 @@
 mod desk;
 mod memory;
 mod metrics;
-mod redis;
+pub(crate) mod redis;
 mod settings;
 #[allow(clippy::unwrap_used)] // a test, run where each bus is made
 pub mod suite;

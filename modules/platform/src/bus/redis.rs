@@ -9,9 +9,9 @@
 //! Redis 7.0 is enough. Deliberately absent: Redis Cluster, TLS.
 
 mod consumer;
-mod link;
-mod listener;
-mod outbox;
+pub(crate) mod link;
+pub(crate) mod listener;
+pub(crate) mod outbox;
 mod reader;
 mod scripts;
 mod shard;
@@ -40,10 +40,15 @@ impl Redis {
     /// # Errors
     /// When it is absent, refuses the password, is too old, or is a replica; the text says what was tried and what to do.
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
-        let link = Arc::new(link::Link::open(settings).await?);
+        let link = Arc::new(link::Link::open(settings, "bus.url").await?);
         let watching = link.clone();
         tokio::spawn(async move { watching.watch().await });
         Ok(Self { outbox: outbox::Outbox::start(link.clone()), topics: Default::default(), link })
+    }
+
+    /// Its connections, for what else is kept on this Redis.
+    pub(crate) fn link(&self) -> &Arc<link::Link> {
+        &self.link
     }
 }
 

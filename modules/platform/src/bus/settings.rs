@@ -67,10 +67,7 @@ impl Settings {
         within("keep", self.keep as u64, 0, 1_000_000)?;
         match (self.kind, &self.url) {
             (Kind::Redis, None) => Err("url: none given; kind = \"redis\" expects one such as \"redis://127.0.0.1:6379\"".into()),
-            (Kind::Redis, Some(url)) if !url.is_loopback() && !url.has_password() => Err(format!(
-                "url: {url} is not on this machine and has no password: whoever reaches it could read and write every conversation; \
-                 expected redis://user:password@host:port"
-            )),
+            (Kind::Redis, Some(url)) => url.check_trust("read and write every conversation"),
             _ => Ok(()),
         }
     }
@@ -85,6 +82,18 @@ impl Url {
     /// With the password.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// # Errors
+    /// Off this machine without a password. `danger`: what whoever reaches it could do.
+    pub(crate) fn check_trust(&self, danger: &str) -> Result<(), String> {
+        if self.is_loopback() || self.has_password() {
+            return Ok(());
+        }
+        Err(format!(
+            "url: {self} is not on this machine and has no password: whoever reaches it could {danger}; \
+             expected redis://user:password@host:port"
+        ))
     }
 
     fn after_scheme(&self) -> &str {

@@ -74,7 +74,13 @@ pub(in crate::ingest) async fn transcribe(
         Failure::Audio(reason) => bad_audio(reason),
         Failure::Call(error) => DeepgramRefusal::of_call(&error, id),
     })?;
-    Ok(HttpResponse::Ok()
+    let mut response = HttpResponse::Ok();
+    if let Some(standing) = &shared.standing
+        && let Some(mark) = standing().await
+    {
+        response.insert_header(("x-consistency", mark));
+    }
+    Ok(response
         .insert_header(("dg-request-id", request_id(id).to_string()))
         .insert_header(("quickcomm-conversation", id.to_string()))
         .json(answer))

@@ -270,6 +270,7 @@ impl House {
             bus: bus.clone(),
             settings,
             data: data.path().to_owned(),
+            standing: None,
         });
         let recorder = tokio::spawn(recorder(bus.clone(), record.clone(), paused.clone(), silent.clone()));
         let sockets = ingest.clone();

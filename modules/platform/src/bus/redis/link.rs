@@ -29,22 +29,22 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Why a process cannot stand on this Redis; for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("bus.url {url} cannot be used: {reason}")]
-    Url { url: String, reason: String },
-    #[error("no Redis answers at {url}: {reason}; start one there (`redis-server`), or set bus.url to where it is")]
-    Absent { url: String, reason: String },
-    #[error("Redis at {url} refuses the user or password: {reason}; expected redis://user:password@host:port in bus.url")]
-    Refused { url: String, reason: String },
+    #[error("{key} {url} cannot be used: {reason}")]
+    Url { key: &'static str, url: String, reason: String },
+    #[error("no Redis answers at {url}: {reason}; start one there (`redis-server`), or set {key} to where it is")]
+    Absent { key: &'static str, url: String, reason: String },
+    #[error("Redis at {url} refuses the user or password: {reason}; expected redis://user:password@host:port in {key}")]
+    Refused { key: &'static str, url: String, reason: String },
     #[error("Redis at {url} is version {version}; expected 7.0 or later")]
     TooOld { url: String, version: String },
-    #[error("Redis at {url} is a replica and takes no writes; set bus.url to its primary")]
-    Replica { url: String },
+    #[error("Redis at {url} is a replica and takes no writes; set {key} to its primary")]
+    Replica { key: &'static str, url: String },
     #[error("what answers at {url} is no Redis that can be used: {reason}")]
     Other { url: String, reason: String },
 }
 
-pub(super) struct Link {
-    pub(super) settings: Settings,
+pub(crate) struct Link {
+    pub(crate) settings: Settings,
     pub(super) client: Client,
     write: Pool,
     read: Pool,
@@ -57,14 +57,14 @@ pub(super) struct Link {
     gone: AtomicU64,
     trouble: Mutex<Option<String>>,
     complained: Mutex<Option<Instant>>,
-    pub(super) stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// Readers that have not yet given back what they held.
     pub(super) readers: TaskTracker,
 }
 
 /// A call that came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CallFailed {
+pub(crate) enum CallFailed {
     #[error("{0}")]
     Redis(#[from] RedisError),
     #[error("no connection: {0}")]
@@ -119,11 +119,11 @@ impl Drop for Lent {
 }
 
 impl Link {
-    /// Opens the pools and looks who answers.
-    pub(super) async fn open(settings: &Settings) -> Result<Self, ConnectError> {
-        let at = settings.url.as_ref().ok_or_else(|| ConnectError::Url { url: "(none)".into(), reason: "none given".into() })?;
+    /// Opens the pools and looks who answers. `key` is the setting with its address.
+    pub(crate) async fn open(settings: &Settings, key: &'static str) -> Result<Self, ConnectError> {
+        let at = settings.url.as_ref().ok_or_else(|| ConnectError::Url { key, url: "(none)".into(), reason: "none given".into() })?;
         let url = at.to_string();
-        let bad = |reason: String| ConnectError::Url { url: at.to_string(), reason };
+        let bad = |reason: String| ConnectError::Url { key, url: at.to_string(), reason };
         let client = Client::open(at.expose()).map_err(|e| bad(e.to_string()))?;
         let call = Duration::from_millis(settings.call_ms);
         let block = Duration::from_millis(settings.block_ms);
@@ -158,11 +158,11 @@ impl Link {
             stop: CancellationToken::new(),
             readers: TaskTracker::new(),
         };
-        link.introduce(url).await?;
+        link.introduce(key, url).await?;
         Ok(link)
     }
 
-    async fn introduce(&self, url: String) -> Result<(), ConnectError> {
+    async fn introduce(&self, key: &'static str, url: String) -> Result<(), ConnectError> {
         let hello: Vec<redis::Value> = match self.call("hello", async |c| redis::cmd("HELLO").query_async(c).await).await {
             Ok(hello) => hello,
             Err(CallFailed::Redis(error)) | Err(CallFailed::Pool(deadpool_redis::PoolError::Backend(error))) => {
@@ -170,14 +170,14 @@ impl Link {
                 let denied = matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
                     || ["NOAUTH", "WRONGPASS", "AUTH"].iter().any(|code| reason.contains(code));
                 return Err(match () {
-                    () if denied => ConnectError::Refused { url, reason },
-                    () if error.is_io_error() => ConnectError::Absent { url, reason },
+                    () if denied => ConnectError::Refused { key, url, reason },
+                    () if error.is_io_error() => ConnectError::Absent { key, url, reason },
                     // HELLO came with 6.0.
                     () if reason.contains("unknown command") => ConnectError::TooOld { url, version: "before 6".into() },
                     () => ConnectError::Other { url, reason },
                 });
             }
-            Err(late) => return Err(ConnectError::Absent { url, reason: late.to_string() }),
+            Err(late) => return Err(ConnectError::Absent { key, url, reason: late.to_string() }),
         };
         let said = |name: &str| {
             let at = hello.chunks(2).find(|pair| String::from_redis_value_ref(&pair[0]).is_ok_and(|key| key == name))?;
@@ -188,15 +188,15 @@ impl Link {
             return Err(ConnectError::TooOld { url, version });
         }
         if said("role").is_some_and(|role| role != "master") {
-            return Err(ConnectError::Replica { url });
+            return Err(ConnectError::Replica { key, url });
         }
         self.beat().await.map_err(|e| ConnectError::Other { url: url.clone(), reason: e.to_string() })?;
-        info!(url, version, "the bus is a Redis");
+        info!(url, version, setting = key, "Redis answers");
         Ok(())
     }
 
     /// One call on a connection of the writers.
-    pub(super) async fn call<T>(
+    pub(crate) async fn call<T>(
         &self,
         name: &'static str,
         ask: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
@@ -241,7 +241,7 @@ impl Link {
     }
 
     /// A script, on a connection of the writers.
-    pub(super) async fn run<T: FromRedisValue>(
+    pub(crate) async fn run<T: FromRedisValue>(
         &self,
         name: &'static str,
         script: &Script,

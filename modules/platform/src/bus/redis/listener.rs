@@ -24,7 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
-pub(super) struct Topics(Mutex<HashMap<&'static str, Topic>>);
+pub(crate) struct Topics(Mutex<HashMap<&'static str, Topic>>);
 
 #[derive(Clone)]
 struct Topic {
@@ -34,7 +34,7 @@ struct Topic {
 
 impl Topics {
     /// Returns once whatever is signalled from now on will be heard.
-    pub(super) async fn listen(&self, link: &Arc<Link>, topic: &'static str) -> Result<Box<dyn Listener>, BusError> {
+    pub(crate) async fn listen(&self, link: &Arc<Link>, topic: &'static str) -> Result<Box<dyn Listener>, BusError> {
         let Topic { told, mut subscribed } = self.0.lock().entry(topic).or_insert_with(|| start(link.clone(), topic)).clone();
         let rx = told.subscribe();
         let limit = Duration::from_millis(link.settings.call_ms) * 2;

@@ -139,7 +139,7 @@ fn command(order: &Order) -> Cmd {
 }
 
 /// Where the signals of a topic are counted.
-pub(super) fn counter(topic: &str) -> String {
+pub(crate) fn counter(topic: &str) -> String {
     format!("signals:{topic}")
 }
 
