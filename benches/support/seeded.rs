@@ -91,6 +91,8 @@ async fn conversation(record: &Record, n: usize) -> anyhow::Result<String> {
                 degraded_from: None,
                 config_hash: "bench".into(),
                 latency_ms: 3,
+                prompt: None,
+                late: false,
             },
         }));
     }

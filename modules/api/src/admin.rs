@@ -222,7 +222,7 @@ impl Status {
                 .tiers
                 .lock()
                 .iter()
-                .map(|t| TierReport { task: t.task.name(), tier: t.tier.name(), degraded: t.degraded.clone() })
+                .map(|t| TierReport { task: t.task.name(), tier: t.tier.name(), degraded: t.degraded.clone(), stale: t.stale.clone() })
                 .collect(),
             conversations: ConversationsReport { live: self.0.live.load(Ordering::Relaxed) },
         }
@@ -257,6 +257,8 @@ pub struct TierReport {
     pub tier: &'static str,
     /// Why not the configured one.
     pub degraded: Option<String>,
+    /// Why a newer file of labels or prompts is not in use.
+    pub stale: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]

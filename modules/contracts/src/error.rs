@@ -57,6 +57,11 @@ impl ErrorKind {
         Self::Unknown,
     ];
 
+    /// Whether the same may succeed a little later.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Busy | Self::Unavailable | Self::DeadlineExceeded | Self::Cancelled | Self::Unknown)
+    }
+
     /// A closed set: safe as a metric label and as `code` of a problem document.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
 //! The contract `Inference`: what was meant. Every call is idempotent and without side effects.
 
 use crate::{
-    CallCx, CallError, ChannelIndex, ConversationId, EventStream, InsightId, RunId, UtteranceId,
+    CallCx, CallError, ChannelIndex, ConversationId, ErrorKind, EventStream, InsightId, RunId, UtteranceId,
     audio::{Role, Word},
 };
 use async_trait::async_trait;
@@ -89,6 +89,11 @@ pub struct Insight {
     pub provenance: Provenance,
 }
 
+/// What a pending insight says instead of a label. The record asks again for those whose reason may pass.
+pub fn not_understood(kind: ErrorKind) -> String {
+    format!("not understood: {}", kind.name().replace('_', " "))
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Label {
     pub name: String,
@@ -113,6 +118,12 @@ pub struct Provenance {
     pub degraded_from: Option<Tier>,
     pub config_hash: String,
     pub latency_ms: u32,
+    /// Name, version and hash of the prompt, where a language model answered.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// A language model's answer that came more than 2 s after its turn.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// A rung of the insight ladder, best first.
@@ -144,6 +155,9 @@ pub struct TierStatus {
     pub tier: Tier,
     /// Why not the configured one, for people.
     pub degraded: Option<String>,
+    /// Why a newer file of labels or prompts is not in use, for people; the last good one is.
+    #[serde(default)]
+    pub stale: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -86,6 +86,8 @@ fn insight() -> Insight {
         degraded_from: Some(Tier::Llm),
         config_hash: "9f86d081".into(),
         latency_ms: 12,
+        prompt: None, // version 1 began without
+        late: false,
     };
     Insight {
         id,
@@ -219,7 +221,7 @@ fn of_audio(golden: &mut Golden) {
 fn of_inference(golden: &mut Golden) {
     let tasks = vec![Task::Intent, Task::Sentiment];
     let analyze = Analyze { conversation: conversation(), tasks, utterances: vec![utterance()], context: vec![utterance()] };
-    let status = TierStatus { task: Task::Intent, tier: Tier::Rules, degraded: Some("no classifier".into()) };
+    let status = TierStatus { task: Task::Intent, tier: Tier::Rules, degraded: Some("no classifier".into()), stale: None };
     let evidence = insight().evidence;
     let item = SummaryItem { kind: SummaryKind::Action, text: "Refund sent.".into(), evidence: evidence.clone(), tier: Tier::Rules };
     golden.value::<inference::AnalyzeRequest, _>("inference.AnalyzeRequest", analyze);
@@ -233,7 +235,11 @@ fn of_inference(golden: &mut Golden) {
     golden.value::<inference::Label, _>("inference.Label", insight().labels.remove(0));
     golden.value::<inference::Evidence, _>("inference.Evidence", evidence[0].clone());
     golden.value::<inference::Provenance, _>("inference.Provenance", insight().provenance);
-    golden.value::<inference::TierStatus, _>("inference.TierStatus", status);
+    let prompted = Provenance { prompt: Some("turn@3 9f86d081".into()), late: true, ..insight().provenance };
+    golden.value::<inference::Provenance, _>("inference.Provenance/prompt", prompted);
+    golden.value::<inference::TierStatus, _>("inference.TierStatus", status.clone());
+    let stale = TierStatus { stale: Some("intent.toml: a label is defined twice".into()), ..status };
+    golden.value::<inference::TierStatus, _>("inference.TierStatus/stale", stale);
     golden.value::<inference::SummaryItem, _>("inference.SummaryItem", item);
 }
 

@@ -130,8 +130,9 @@ prop_compose! {
     fn evidence()(utterance in utterance_id(), word_from: u32, word_to: u32) -> Evidence { Evidence { utterance, word_from, word_to } }
 }
 prop_compose! {
-    fn provenance()(tier in tier(), model in text(), degraded_from in option::of(tier()), config_hash in text(), latency_ms: u32) -> Provenance {
-        Provenance { tier, model, degraded_from, config_hash, latency_ms }
+    fn provenance()(tier in tier(), model in text(), degraded_from in option::of(tier()), config_hash in text(), latency_ms: u32,
+                    prompt in option::of(text()), late: bool) -> Provenance {
+        Provenance { tier, model, degraded_from, config_hash, latency_ms, prompt, late }
     }
 }
 prop_compose! {
@@ -215,7 +216,7 @@ proptest! {
     #[test]
     fn inference_reads_back(conversation in conversation_id(), tasks in vec(task(), 0..3), utterances in vec(utterance(), 0..3),
                             context in vec(utterance(), 0..3), insights in vec(insight(), 0..3), item in summary_item(),
-                            tier in (task(), tier(), option::of(text()))) {
+                            tier in (task(), tier(), option::of(text()), option::of(text()))) {
         let summarize = Summarize { conversation, utterances: utterances.clone() };
         check_weight::<_, inference::SummarizeRequest>(&summarize);
         check::<_, inference::SummarizeRequest>(summarize);
@@ -226,7 +227,7 @@ proptest! {
         insights.into_iter().for_each(check::<_, inference::Insight>);
         check_weight::<_, inference::SummaryItem>(&item);
         check::<_, inference::SummaryItem>(item);
-        let status = TierStatus { task: tier.0, tier: tier.1, degraded: tier.2 };
+        let status = TierStatus { task: tier.0, tier: tier.1, degraded: tier.2, stale: tier.3 };
         check_weight::<_, inference::TierStatus>(&status);
         check::<_, inference::TierStatus>(status);
     }

@@ -228,7 +228,7 @@ impl Hub {
                 Err(cause) => {
                     let pending = contracts::inference::Tier::Pending;
                     let why = Some(format!("inference does not answer: {cause}"));
-                    Task::ALL.into_iter().map(|task| TierStatus { task, tier: pending, degraded: why.clone() }).collect()
+                    Task::ALL.into_iter().map(|task| TierStatus { task, tier: pending, degraded: why.clone(), stale: None }).collect()
                 }
             };
             if tiers == told {
@@ -240,7 +240,7 @@ impl Hub {
                 for status in tiers.iter().filter(|status| !told.contains(status)) {
                     info!(task = status.task.name(), tier = status.tier.name(), "another tier answers");
                     for room in rooms.tenants.values_mut() {
-                        let data = serde_json::json!({ "task": status.task, "tier": status.tier, "degraded": status.degraded });
+                        let data = serde_json::json!({ "task": status.task, "tier": status.tier, "degraded": status.degraded, "stale": status.stale });
                         room.wall.topic.announce("tier.changed", data);
                     }
                 }

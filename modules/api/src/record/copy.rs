@@ -355,7 +355,7 @@ row!(InsightCopy of insights {
     tenant_id: String, id: String, run_id: String, conversation_id: String, utterance_id: String, task: String, role: Option<String>,
     start_ms: Option<i64>, label: Option<String>, score: Option<f64>, labels: serde_json::Value, abstained: Option<String>,
     evidence: serde_json::Value, tier: String, model: String, degraded_from: Option<String>, config_hash: String, latency_ms: i64,
-    superseded_by: Option<String>, created_at: NaiveDateTime,
+    prompt: Option<String>, late: bool, superseded_by: Option<String>, created_at: NaiveDateTime,
 });
 row!(StepCopy of finalize {
     tenant_id: String, conversation_id: String, step: String, attempt: i64, next_at: Option<NaiveDateTime>, fence: i64, input_hash: String,

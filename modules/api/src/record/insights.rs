@@ -3,6 +3,7 @@
 //! Invariants:
 //! - at most one current insight per utterance and task; an older one names what took its place;
 //! - a repeated insight changes nothing, also when it has been superseded since;
+//! - one that stands in for a better rung is kept beside what that rung has said, and never takes its place;
 //! - a conversation's own intent and sentiment follow in the same transaction.
 
 use super::{
@@ -63,6 +64,8 @@ struct NewInsight<'a> {
     degraded_from: Option<&'static str>,
     config_hash: &'a str,
     latency_ms: i64,
+    prompt: Option<&'a str>,
+    late: bool,
     superseded_by: Option<String>,
     created_at: NaiveDateTime,
 }
@@ -83,6 +86,8 @@ struct InsightEntry {
     degraded_from: Option<String>,
     config_hash: String,
     latency_ms: i64,
+    prompt: Option<String>,
+    late: bool,
     superseded_by: Option<String>,
     created_at: NaiveDateTime,
 }
@@ -110,6 +115,8 @@ impl InsightEntry {
                 degraded_from: self.degraded_from.as_deref().map(tier_of).transpose()?,
                 config_hash: self.config_hash,
                 latency_ms: self.latency_ms as u32,
+                prompt: self.prompt,
+                late: self.late,
             },
             superseded_by: self.superseded_by.as_deref().map(id_of).transpose()?,
             created_at: self.created_at.and_utc(),
@@ -139,6 +146,8 @@ impl InsightRow {
                 degraded_from: self.provenance.degraded_from,
                 config_hash: self.provenance.config_hash.clone(),
                 latency_ms: self.provenance.latency_ms,
+                prompt: self.provenance.prompt.clone(),
+                late: self.provenance.late,
             },
         }
     }
@@ -213,6 +222,7 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
     if place.is_none() && utterances == Utterances::MustExist {
         return Ok(Recorded::Orphan);
     }
+    let better = better_current(conn, tenant, insight)?;
     let (role, start_ms) = place.unzip();
     let now = Utc::now().naive_utc();
     let json = |value: Result<serde_json::Value, serde_json::Error>| value.map_err(|e| StoreError::damaged("insight", e));
@@ -236,7 +246,9 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
         degraded_from: insight.provenance.degraded_from.map(|t| t.name()),
         config_hash: &insight.provenance.config_hash,
         latency_ms: i64::from(insight.provenance.latency_ms),
-        superseded_by: None,
+        prompt: insight.provenance.prompt.as_deref(),
+        late: insight.provenance.late,
+        superseded_by: better.clone(),
         created_at: now,
     };
     on_conn!(conn, |c: B| {
@@ -253,16 +265,21 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
             ))
             .on_conflict_do_nothing()
             .execute(c)?;
-        diesel::update(
-            insights::table
-                .filter(insights::tenant_id.eq(tenant))
-                .filter(insights::utterance_id.eq(&row.utterance_id))
-                .filter(insights::task.eq(row.task))
-                .filter(insights::superseded_by.is_null()),
-        )
-        .set(insights::superseded_by.eq(&row.id))
-        .execute(c)?;
+        if better.is_none() {
+            diesel::update(
+                insights::table
+                    .filter(insights::tenant_id.eq(tenant))
+                    .filter(insights::utterance_id.eq(&row.utterance_id))
+                    .filter(insights::task.eq(row.task))
+                    .filter(insights::superseded_by.is_null()),
+            )
+            .set(insights::superseded_by.eq(&row.id))
+            .execute(c)?;
+        }
         diesel::insert_into(insights::table).values(&row).execute(c)?;
+        if better.is_some() {
+            return Ok(Recorded::Known); // nothing that a reader sees has changed
+        }
         diesel::insert_into(outbox::table)
             .values((
                 outbox::tenant_id.eq(tenant),
@@ -274,6 +291,26 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
             .execute(c)?;
     });
     Ok(Recorded::New)
+}
+
+/// The current insight on the same, where it is of a better rung and this one only stands in for that. A turn that is understood twice, once
+/// with the better rung and later without, keeps the better answer.
+fn better_current(conn: &mut Conn, tenant: &str, insight: &Insight) -> Result<Option<String>, StoreError> {
+    if insight.provenance.degraded_from.is_none() {
+        return Ok(None);
+    }
+    let current: Option<(String, String)> = on_conn!(conn, |c: B| {
+        insights::table
+            .filter(insights::tenant_id.eq(tenant))
+            .filter(insights::utterance_id.eq(insight.utterance.to_string()))
+            .filter(insights::task.eq(insight.task.name()))
+            .filter(insights::superseded_by.is_null())
+            .select((insights::id, insights::tier))
+            .first(c)
+            .optional()?
+    });
+    let Some((id, tier)) = current else { return Ok(None) };
+    Ok((tier_of(&tier)? < insight.provenance.tier).then_some(id))
 }
 
 /// A conversation's intent is what its customer's turns add up to, so that one sure "thank you" does not outweigh the reason of the call;

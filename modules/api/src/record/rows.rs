@@ -236,6 +236,12 @@ pub struct ProvenanceRow {
     pub degraded_from: Option<Tier>,
     pub config_hash: String,
     pub latency_ms: u32,
+    /// Name, version and hash of the prompt, where a language model answered.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// A language model's answer that came more than 2 s after its turn.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// Who talked how much: arithmetic on word times, no model.

@@ -114,6 +114,8 @@ table! {
         degraded_from -> Nullable<Text>,
         config_hash -> Text,
         latency_ms -> BigInt,
+        prompt -> Nullable<Text>,
+        late -> Bool,
         superseded_by -> Nullable<Text>,
         created_at -> Timestamp,
     }

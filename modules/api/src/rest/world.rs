@@ -179,6 +179,8 @@ impl World {
                 degraded_from: None,
                 config_hash: "test".into(),
                 latency_ms: 1,
+                prompt: None,
+                late: false,
             },
         };
         let id = insight.id;

@@ -125,6 +125,8 @@ impl<'a> Call<'a> {
                 degraded_from: Some(Tier::Llm),
                 config_hash: config.into(),
                 latency_ms: 7,
+                prompt: Some("turn@1 suite".into()),
+                late: true,
             },
         }
     }

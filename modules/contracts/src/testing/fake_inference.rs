@@ -57,6 +57,8 @@ impl FakeInference {
                 degraded_from: None,
                 config_hash: "fake".into(),
                 latency_ms: 0,
+                prompt: None,
+                late: false,
             },
         }
     }
@@ -98,7 +100,7 @@ impl Inference for FakeInference {
     async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
         let _running = self.conduct.enter();
         self.conduct.act(&cx).await?;
-        Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Rules, degraded: Some("a fake".into()) }).into())
+        Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Rules, degraded: Some("a fake".into()), stale: None }).into())
     }
 }
 

@@ -141,7 +141,8 @@ impl TryFrom<pb::Insight> for Insight {
 
 impl Weight for Insight {
     fn weight(&self) -> usize {
-        let provenance = HEAD + 3 * NUMBER + text(&self.provenance.model) + text(&self.provenance.config_hash);
+        let Provenance { model, config_hash, prompt, .. } = &self.provenance;
+        let provenance = HEAD + 4 * NUMBER + text(model) + text(config_hash) + maybe(prompt);
         4 * ID + NUMBER + sum(&self.labels) + maybe(&self.abstained) + sum(&self.evidence) + provenance
     }
 }
@@ -191,6 +192,8 @@ impl From<Provenance> for pb::Provenance {
             degraded_from: provenance.degraded_from.map(|t| tier(t).into()),
             config_hash: provenance.config_hash,
             latency_ms: provenance.latency_ms,
+            prompt: provenance.prompt,
+            late: provenance.late,
         }
     }
 }
@@ -204,26 +207,28 @@ impl TryFrom<pb::Provenance> for Provenance {
             degraded_from: provenance.degraded_from.map(read_tier).transpose()?,
             config_hash: provenance.config_hash,
             latency_ms: provenance.latency_ms,
+            prompt: provenance.prompt,
+            late: provenance.late,
         })
     }
 }
 
 impl From<TierStatus> for pb::TierStatus {
     fn from(status: TierStatus) -> Self {
-        Self { task: task(status.task).into(), tier: tier(status.tier).into(), degraded: status.degraded }
+        Self { task: task(status.task).into(), tier: tier(status.tier).into(), degraded: status.degraded, stale: status.stale }
     }
 }
 
 impl TryFrom<pb::TierStatus> for TierStatus {
     type Error = Unreadable;
     fn try_from(status: pb::TierStatus) -> Result<Self, Unreadable> {
-        Ok(Self { task: read_task(status.task)?, tier: read_tier(status.tier)?, degraded: status.degraded })
+        Ok(Self { task: read_task(status.task)?, tier: read_tier(status.tier)?, degraded: status.degraded, stale: status.stale })
     }
 }
 
 impl Weight for TierStatus {
     fn weight(&self) -> usize {
-        2 * NUMBER + maybe(&self.degraded)
+        2 * NUMBER + maybe(&self.degraded) + maybe(&self.stale)
     }
 }
 

@@ -48,7 +48,7 @@ impl Inference for Understanding {
     }
     async fn tiers(&self, _: CallCx) -> Result<Vec<TierStatus>, CallError> {
         let degraded = (!self.well.load(Ordering::SeqCst)).then(|| "the better one is away".to_owned());
-        Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Local, degraded: degraded.clone() }).into())
+        Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Local, degraded: degraded.clone(), stale: None }).into())
     }
 }
 

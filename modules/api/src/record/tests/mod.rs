@@ -13,6 +13,7 @@ mod migrations;
 #[path = "../../../../../tests/it/support/postgres.rs"]
 mod postgres;
 mod read;
+mod reconcile;
 mod relocate;
 mod replica;
 mod shared;
@@ -212,6 +213,8 @@ impl Call {
                 degraded_from: None,
                 config_hash: config.into(),
                 latency_ms: 3,
+                prompt: None,
+                late: false,
             },
         }
     }

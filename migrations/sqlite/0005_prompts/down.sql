@@ -1,0 +1,2 @@
+ALTER TABLE insights DROP COLUMN late;
+ALTER TABLE insights DROP COLUMN prompt;
