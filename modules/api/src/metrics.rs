@@ -19,6 +19,8 @@ pub(crate) const SEGMENTS_TOTAL: &str = "quickcomm_api_segments_total";
 pub(crate) const INSIGHTS_TOTAL: &str = "quickcomm_api_insights_total";
 pub(crate) const DROPPED_TOTAL: &str = "quickcomm_api_dropped_total";
 pub(crate) const RETRIES_TOTAL: &str = "quickcomm_api_retries_total";
+pub(crate) const NOT_UNDERSTOOD: &str = "quickcomm_api_not_understood";
+pub(crate) const REQUEUED_TOTAL: &str = "quickcomm_api_requeued_total";
 
 pub(crate) const FINALIZE_STEPS: &str = "quickcomm_api_finalize_steps_total";
 pub(crate) const FINALIZE_SCORE_SECONDS: &str = "quickcomm_api_finalize_score_seconds";
@@ -54,6 +56,8 @@ pub fn describe() {
         "Steps of finishing conversations, by step and outcome; fenced: somebody else had it by then."
     );
     describe_histogram!(FINALIZE_SCORE_SECONDS, Unit::Seconds, "Summing up a conversation that has ended.");
+    describe_gauge!(NOT_UNDERSTOOD, Unit::Count, "Stored turns without an insight that should have one; at most 1000 are counted.");
+    describe_counter!(REQUEUED_TOTAL, Unit::Count, "Turns put on the bus again because nobody had understood them.");
     describe_histogram!(REQUEST, Unit::Seconds, "From a request to its answer, by route, method and class of status.");
     describe_gauge!(LIVE_CONNECTIONS, Unit::Count, "Open sockets of the live feed.");
     describe_histogram!(LIVE_QUEUE, Unit::Seconds, "How long an event waited for its reader's socket.");

@@ -43,6 +43,12 @@ pub struct RecordSettings {
     pub park_ms: u64,
     /// How often the relay looks for changes nobody woke it for, in ms; on PostgreSQL at least every 200. Default 1000.
     pub relay_poll_ms: u64,
+    /// How often the record looks for turns that nobody has understood, in s; 0 for never. Default 30.
+    pub reconcile_s: u64,
+    /// A turn that is not understood so long after it was stored is put on the bus again, in s. Default 60.
+    pub reconcile_after_s: u64,
+    /// Turns put on the bus again at once. Default 100.
+    pub reconcile_most: usize,
 }
 
 impl Default for RecordSettings {
@@ -57,6 +63,9 @@ impl Default for RecordSettings {
             readers: 4,
             park_ms: 2_000,
             relay_poll_ms: 1_000,
+            reconcile_s: 30,
+            reconcile_after_s: 60,
+            reconcile_most: 100,
         }
     }
 }
@@ -73,6 +82,9 @@ impl RecordSettings {
         within("readers", self.readers as u64, 1, 64)?;
         within("park_ms", self.park_ms, 0, 60_000)?;
         within("relay_poll_ms", self.relay_poll_ms, 10, 60_000)?;
+        within("reconcile_s", self.reconcile_s, 0, 86_400)?;
+        within("reconcile_after_s", self.reconcile_after_s, 0, 86_400)?;
+        within("reconcile_most", self.reconcile_most as u64, 1, 10_000)?;
         crate::record::check_addresses(self).map_err(|(key, problem)| format!("api.record.{key}: {problem}"))
     }
 }

@@ -25,6 +25,7 @@ pub mod operate;
 mod outbox;
 mod postgres;
 mod readers;
+mod reconcile;
 mod recorder;
 mod relocate;
 mod replica;
@@ -247,7 +248,12 @@ impl Record {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let stored = CancellationToken::new();
         let store = async {
-            tokio::join!(recorder::utterances(&self, &stop), recorder::insights(&self, &stop), dead_letters::collect(&self, &stop));
+            tokio::join!(
+                recorder::utterances(&self, &stop),
+                recorder::insights(&self, &stop),
+                dead_letters::collect(&self, &stop),
+                reconcile::run(&self, &stop),
+            );
             stop.cancelled().await; // a bus that ended early does not silence what is committed by call
             stored.cancel();
         };

@@ -1,0 +1,204 @@
+//! Stored turns that nobody has understood: found here, where they are kept, and put on the bus again.
+//!
+//! Invariants:
+//! - a turn is missing while a task has no current insight, or a pending one whose reason may pass; what was given up for good waits for a
+//!   person among the dead letters, and is left to them;
+//! - the newest first, so many in a round, each three times at most by one process, after pauses that double;
+//! - putting one on the bus again changes nothing in the record: its segment is found to be a duplicate, and an insight that is there already
+//!   has the same id.
+//!
+//! Looks at the newest turns only ([`WINDOW`]); two processes on one record may put the same turn on the bus.
+
+use super::{
+    Record,
+    commit::rate_of,
+    conversations::id_of,
+    schema::{channels, heard_segments, insights, segments},
+    store::{Conn, StoreError, on_conn},
+};
+use crate::{metrics as names, settings::RecordSettings};
+use chrono::{NaiveDateTime, Utc};
+use contracts::{
+    CallError, ChannelIndex, Epoch, ErrorKind, SamplePos, TenantId, TraceCx,
+    audio::{SegmentBody, Spoken, Word, WordTimes},
+    conversation::Segment,
+    inference::{Task, Tier, not_understood},
+    signal::{AGAIN, UTTERANCES},
+};
+use diesel::{
+    BoolExpressionMethods as _, ExpressionMethods as _, JoinOnDsl as _, NullableExpressionMethods as _, QueryDsl as _, Queryable,
+    RunQueryDsl as _, Selectable, SelectableHelper as _,
+    dsl::{exists, max, not},
+};
+use platform::bus::NewEntry;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Segments looked back over, by the order in which they were stored.
+const WINDOW: i64 = 20_000;
+/// Turns known to be missing at once.
+const MOST_MISSING: i64 = 1_000;
+const MOST_TRIES: u32 = 3;
+
+/// Looks every so often, until `stop`.
+pub(super) async fn run(record: &Record, stop: &CancellationToken) {
+    let every = Duration::from_secs(record.settings.reconcile_s);
+    if every.is_zero() {
+        return;
+    }
+    let mut tried = Tried::default();
+    loop {
+        tokio::select! { () = tokio::time::sleep(every) => {}, () = stop.cancelled() => return }
+        match round(record, &mut tried).await {
+            Ok(0) => {}
+            Ok(turns) => info!(turns, "turns that nobody had understood were put on the bus again"),
+            Err(error) => warn!(%error, "turns that nobody has understood could not be looked for"),
+        }
+    }
+}
+
+/// How often a turn was put on the bus again by this process, and when last. Those that are missing no longer are forgotten.
+#[derive(Default)]
+pub(super) struct Tried(HashMap<String, (u32, Instant)>);
+
+impl Tried {
+    fn is_due(&self, utterance: &str, pause: Duration, now: Instant) -> bool {
+        let Some((times, last)) = self.0.get(utterance) else { return true };
+        *times < MOST_TRIES && now >= *last + pause * 2u32.pow(*times)
+    }
+}
+
+/// How many turns were put on the bus.
+pub(super) async fn round(record: &Record, tried: &mut Tried) -> Result<usize, CallError> {
+    let RecordSettings { reconcile_after_s, reconcile_most, .. } = record.settings;
+    let before = Utc::now().naive_utc() - chrono::Duration::seconds(reconcile_after_s as i64);
+    let tenant = TenantId::default();
+    let asked = tenant.clone();
+    let missing = record.readers.read("not_understood", move |conn| missing(conn, &asked, before)).await?;
+    metrics::gauge!(names::NOT_UNDERSTOOD).set(missing.len() as f64);
+    let still: HashSet<&String> = missing.iter().collect();
+    tried.0.retain(|utterance, _| still.contains(utterance));
+    let (now, pause) = (Instant::now(), Duration::from_secs(reconcile_after_s));
+    let due: Vec<String> = missing.into_iter().filter(|u| tried.is_due(u, pause, now)).take(reconcile_most).collect();
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let wanted = due.clone();
+    let segments = record.readers.read("requeued", move |conn| by_utterances(conn, &tenant, &wanted)).await?;
+    let entries: Vec<NewEntry> = segments.iter().map(entry).collect();
+    let count = entries.len();
+    let refused = |error| CallError::unavailable(format!("the bus does not take turns that nobody has understood: {error}"));
+    record.bus.publish(UTTERANCES, entries).await.map_err(refused)?;
+    metrics::counter!(names::REQUEUED_TOTAL).increment(count as u64);
+    for utterance in due {
+        let times = tried.0.get(&utterance).map_or(0, |(times, _)| *times);
+        tried.0.insert(utterance, (times + 1, now));
+    }
+    Ok(count)
+}
+
+fn entry(segment: &Segment) -> NewEntry {
+    let mut payload = serde_json::to_value(segment).expect("a segment is plain data");
+    payload[AGAIN] = true.into();
+    NewEntry { key: segment.conversation.to_string(), payload: payload.to_string().into(), trace: segment.trace }
+}
+
+/// Ids of turns without an insight, the newest first.
+fn missing(conn: &mut Conn, tenant: &TenantId, stored_before: NaiveDateTime) -> Result<Vec<String>, StoreError> {
+    let for_good: Vec<String> = ErrorKind::ALL.into_iter().filter(|kind| !kind.may_pass()).map(not_understood).collect();
+    on_conn!(conn, |c: B| {
+        let newest: Option<i64> = segments::table.select(max(segments::row_id)).first(c)?;
+        macro_rules! understood {
+            ($task:expr) => {
+                exists(
+                    insights::table
+                        .filter(insights::tenant_id.eq(segments::tenant_id))
+                        .filter(insights::utterance_id.eq(segments::utterance_id))
+                        .filter(insights::task.eq($task.name()))
+                        .filter(insights::superseded_by.is_null())
+                        .filter(insights::tier.ne(Tier::Pending.name()).or(insights::abstained.eq_any(&for_good).assume_not_null())),
+                )
+            };
+        }
+        Ok(segments::table
+            .filter(segments::tenant_id.eq(tenant.as_str()))
+            .filter(segments::row_id.gt(newest.unwrap_or_default() - WINDOW))
+            .filter(segments::kind.eq("speech"))
+            .filter(segments::text.ne(""))
+            .filter(segments::created_at.lt(stored_before))
+            .filter(not(understood!(Task::Intent)).or(not(understood!(Task::Sentiment))))
+            .order(segments::row_id.desc())
+            .limit(MOST_MISSING)
+            .select(segments::utterance_id)
+            .load(c)?)
+    })
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = segments)]
+struct Entry {
+    conversation_id: String,
+    channel: i64,
+    epoch: i64,
+    seq: i64,
+    start_pos: i64,
+    end_pos: i64,
+    start_ms: i64,
+    end_ms: i64,
+    words: serde_json::Value,
+    confidence: f64,
+    speech_final: bool,
+    word_times: String,
+    model: String,
+    decode_ms: i64,
+    trace_id: String,
+}
+
+/// As they came from the bus, as far as the record knows: where speech begins and ends, to the millisecond. The newest first.
+fn by_utterances(conn: &mut Conn, tenant: &TenantId, utterances: &[String]) -> Result<Vec<Segment>, StoreError> {
+    let found: Vec<(Entry, i64)> = on_conn!(conn, |c: B| {
+        heard_segments!()
+            .filter(segments::tenant_id.eq(tenant.as_str()))
+            .filter(segments::utterance_id.eq_any(utterances))
+            .order(segments::row_id.desc())
+            .select((Entry::as_select(), channels::rate))
+            .load(c)?
+    });
+    found.into_iter().map(|(entry, rate)| entry.segment(rate)).collect()
+}
+
+impl Entry {
+    fn segment(self, rate: i64) -> Result<Segment, StoreError> {
+        let words: Vec<Word> = serde_json::from_value(self.words).map_err(|e| StoreError::damaged("words of a segment", e))?;
+        let hz = u64::from(rate_of(rate)?.hz());
+        let (start, end) = (SamplePos(self.start_pos as u64), SamplePos(self.end_pos as u64));
+        // The first sample of that millisecond.
+        let at = |ms: i64| SamplePos((ms as u64 * hz).div_ceil(1_000).clamp(start.0, end.0));
+        let trace_id = u128::from_str_radix(&self.trace_id, 16).map_err(|_| StoreError::damaged("trace of a segment", &self.trace_id))?;
+        let spoken = Spoken {
+            words,
+            from: at(self.start_ms),
+            to: at(self.end_ms),
+            confidence: self.confidence as f32,
+            speech_final: self.speech_final,
+            word_times: if self.word_times == "model" { WordTimes::Model } else { WordTimes::Estimated },
+            model: self.model,
+            decode_ms: self.decode_ms as u32,
+        };
+        Ok(Segment {
+            conversation: id_of(&self.conversation_id)?,
+            channel: ChannelIndex(self.channel as u8),
+            epoch: Epoch(self.epoch as u32),
+            seq: self.seq as u64,
+            start,
+            end,
+            body: SegmentBody::Speech(spoken),
+            trace: TraceCx { trace_id, ..TraceCx::root() },
+        })
+    }
+}

@@ -1,0 +1,135 @@
+//! Stored turns that nobody has understood, and insights that stand in for better ones.
+
+use super::*;
+use crate::record::reconcile::{Tried, round};
+use contracts::{ErrorKind, inference::not_understood, signal::UTTERANCES};
+use platform::bus::Consumer;
+
+/// Nothing is too fresh to be looked at, and a turn is due again at once.
+fn at_once(on: On) -> Settings {
+    let mut settings = on.settings();
+    settings.record.reconcile_after_s = 0;
+    settings.record.reconcile_most = 3;
+    settings
+}
+
+fn pending(call: &Call, utterance: UtteranceId, task: Task, kind: ErrorKind) -> Insight {
+    let mut insight = call.insight(utterance, task, "pending", None);
+    insight.abstained = Some(not_understood(kind));
+    insight.provenance.tier = Tier::Pending;
+    insight.provenance.degraded_from = Some(Tier::Local);
+    insight
+}
+
+/// What came onto the bus, acknowledged.
+async fn taken(reader: &mut dyn Consumer, count: usize) -> Vec<serde_json::Value> {
+    let mut taken = vec![];
+    while taken.len() < count {
+        let more = tokio::time::timeout(Duration::from_secs(20), reader.next(count)).await.expect("they come").expect("a bus");
+        reader.ack(&more.iter().map(|d| d.id).collect::<Vec<_>>()).await.expect("a bus");
+        taken.extend(more.iter().map(|d| serde_json::from_slice::<serde_json::Value>(&d.payload).expect("JSON")));
+    }
+    taken
+}
+
+async fn what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not(on: On) {
+    let running = Running::with(at_once(on)).await;
+    let call = running.call().await;
+    let said: Vec<Segment> = (0..6).map(|n| call.says(CUSTOMER, n, n * 1_000..n * 1_000 + 1_000, "my line is dead")).collect();
+    let silence = call.segment(CUSTOMER, 6, 6_000..7_000, SegmentBody::Silence);
+    let gap = call.segment(CUSTOMER, 7, 7_000..8_000, SegmentBody::Gap { reason: "cut".into() });
+    running.commit(&[said.clone(), vec![silence, gap]].concat()).await;
+    let id = |n: usize| said[n].utterance_id();
+    let both = |n: usize, kind| Task::ALL.map(|task| pending(&call, id(n), task, kind));
+    let mut insights: Vec<Insight> = Task::ALL.map(|task| call.insight(id(0), task, "a", Some(("x", 0.9)))).into(); // 0: understood
+    insights.push(call.insight(id(1), Task::Intent, "a", Some(("x", 0.9)))); // 1: one task of two
+    insights.extend(both(2, ErrorKind::Unavailable)); // 2: for the moment
+    insights.extend(both(3, ErrorKind::Panicked)); // 3: for good, a person looks at it; 4 and 5: nothing at all
+    running.record.record(cx(), insights).await.expect("recorded");
+
+    let mut reader = running.bus.consume(UTTERANCES, "test").await.expect("a bus");
+    let mut tried = Tried::default();
+    assert_eq!(round(&running.record, &mut tried).await.expect("a round"), 3, "no more than asked for at once");
+    let first = taken(&mut *reader, 3).await;
+    assert_eq!(round(&running.record, &mut tried).await.expect("a round"), 3, "the newest again, for nothing has come of it");
+    taken(&mut *reader, 3).await;
+    round(&running.record, &mut tried).await.expect("a round");
+    taken(&mut *reader, 3).await;
+    assert_eq!(round(&running.record, &mut tried).await.expect("a round"), 1, "three times, then it is another one's turn");
+    let last = taken(&mut *reader, 1).await;
+    let again: Vec<Segment> = first.iter().chain(&last).map(|v| serde_json::from_value(v.clone()).expect("a segment")).collect();
+    assert!(first.iter().all(|v| v["again"] == true));
+    assert_eq!(again.iter().map(Segment::utterance_id).collect::<Vec<_>>(), [id(5), id(4), id(2), id(1)]);
+    for (again, as_said) in again.iter().zip([5, 4, 2, 1].map(|n: usize| &said[n])) {
+        assert_eq!(again.trace.trace_id, as_said.trace.trace_id);
+        assert_eq!(&Segment { trace: as_said.trace, ..again.clone() }, as_said, "as it was said");
+    }
+
+    // The recorder of this record has read them too: nothing has changed.
+    let utterances = running.record.transcript(&TenantId::default(), call.id).await.expect("a transcript");
+    assert_eq!(utterances.len(), 7, "six turns and a gap");
+    let of_now = running.record.insights(&TenantId::default(), call.id, true, None).await.expect("insights");
+    assert_eq!(of_now.len(), 7);
+
+    let mut rest = vec![call.insight(id(1), Task::Sentiment, "a", None)];
+    rest.extend([2, 4, 5].into_iter().flat_map(|n| Task::ALL.map(|task| call.insight(id(n), task, "a", None))));
+    running.record.record(cx(), rest).await.expect("recorded");
+    assert_eq!(round(&running.record, &mut Tried::default()).await.expect("a round"), 0, "one that abstains is understood");
+    running.end().await;
+}
+
+async fn a_turn_that_was_just_stored_is_left_to_whoever_is_at_it(on: On) {
+    let running = Running::start(on).await;
+    let call = running.call().await;
+    running.commit(&[call.says(CUSTOMER, 0, 0..1_000, "hello")]).await;
+    assert_eq!(round(&running.record, &mut Tried::default()).await.expect("a round"), 0);
+    running.end().await;
+}
+
+async fn an_insight_that_stands_in_for_a_better_rung_never_takes_its_place(on: On) {
+    let running = Running::start(on).await;
+    let call = running.call().await;
+    let said = call.says(CUSTOMER, 0, 0..1_000, "cancel my plan");
+    running.commit(std::slice::from_ref(&said)).await;
+    let by = |config: &str, tier, degraded_from, label| {
+        let mut insight = call.insight(said.utterance_id(), Task::Intent, config, Some((label, 0.9)));
+        insight.provenance.tier = tier;
+        insight.provenance.degraded_from = degraded_from;
+        insight
+    };
+    let lower = by("rules", Tier::Rules, Some(Tier::Llm), "outage");
+    let mut best = by("llm", Tier::Llm, None, "cancel");
+    (best.provenance.prompt, best.provenance.late) = (Some("turn@1 abc".into()), true);
+    let stand_in = by("local", Tier::Local, Some(Tier::Llm), "billing");
+    let current = async || {
+        let current = running.record.insights(&TenantId::default(), call.id, false, None).await.expect("insights");
+        assert_eq!(current.len(), 1);
+        current[0].clone()
+    };
+    running.record.record(cx(), vec![lower]).await.expect("recorded");
+    running.record.record(cx(), vec![best.clone()]).await.expect("recorded");
+    assert_eq!(current().await.insight(), best, "the better rung's is shown, with prompt and lateness");
+    // The same turn, read again from the bus while the better rung is away.
+    running
+        .record
+        .record(cx(), vec![stand_in.clone(), pending(&call, said.utterance_id(), Task::Intent, ErrorKind::Busy)])
+        .await
+        .expect("recorded");
+    assert_eq!(current().await.id, best.id);
+    let all = running.record.insights(&TenantId::default(), call.id, true, None).await.expect("insights");
+    assert_eq!(all.len(), 4, "kept, and shown to whoever asks");
+    assert_eq!(all.iter().find(|i| i.id == stand_in.id).expect("kept").superseded_by, Some(best.id));
+    let row = running.record.row(&TenantId::default(), call.id).await.expect("a row");
+    assert_eq!(row.intent.expect("an intent").name, "cancel");
+    // Another configuration that asks for no better rung is a new word, not a stand-in.
+    let chosen = by("rules only", Tier::Rules, None, "outage");
+    running.record.record(cx(), vec![chosen.clone()]).await.expect("recorded");
+    assert_eq!(current().await.id, chosen.id);
+    running.end().await;
+}
+
+on_both! {
+    what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not,
+    a_turn_that_was_just_stored_is_left_to_whoever_is_at_it,
+    an_insight_that_stands_in_for_a_better_rung_never_takes_its_place,
+}
