@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-const LONGEST: Duration = Duration::from_secs(60);
-
 #[derive(Debug)]
 pub struct Breaker {
     limit: u32,
     first_pause: Duration,
+    longest: Duration,
     failures: u32,
     pause: Duration,
     closed_until: Option<Instant>,
@@ -17,8 +16,8 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    pub fn new(limit: u32, first_pause: Duration) -> Self {
-        Self { limit, first_pause, failures: 0, pause: first_pause, closed_until: None, probing: false, last: String::new() }
+    pub fn new(limit: u32, first_pause: Duration, longest: Duration) -> Self {
+        Self { limit, first_pause, longest, failures: 0, pause: first_pause, closed_until: None, probing: false, last: String::new() }
     }
 
     /// Whether to try now. After a pause one try is let through; the next has to wait for how it ends, or for another pause.
@@ -51,8 +50,16 @@ impl Breaker {
         }
         self.probing = false;
         self.closed_until = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(LONGEST);
+        self.pause = (self.pause * 2).min(self.longest);
         true
+    }
+
+    /// It said itself how long it wants to be left alone.
+    pub fn rest(&mut self, now: Instant, time: Duration, reason: String) {
+        self.failures = self.failures.saturating_add(1);
+        self.last = reason;
+        self.probing = false;
+        self.closed_until = self.closed_until.max(Some(now + time));
     }
 
     /// Why it is left alone, while it is.
@@ -71,7 +78,7 @@ mod tests {
     fn it_closes_after_failures_in_a_row_and_pauses_longer_each_time() {
         let at = |ms| Instant::now() + Duration::from_millis(ms);
         let zero = Instant::now();
-        let mut breaker = Breaker::new(2, Duration::from_secs(1));
+        let mut breaker = Breaker::new(2, Duration::from_secs(1), Duration::from_secs(60));
         assert!(!breaker.failed(zero, "it broke".into()));
         assert!(breaker.admits(zero), "one failure is none");
         assert!(breaker.failed(zero, "it broke".into()));
@@ -85,5 +92,16 @@ mod tests {
         assert!(!breaker.admits(at(3_000)), "the pause has doubled");
         breaker.succeeded();
         assert!(breaker.admits(zero) && breaker.reason(zero).is_none());
+    }
+    #[test]
+    fn who_asks_for_a_rest_has_it_at_once_and_a_failure_meanwhile_does_not_shorten_it() {
+        let zero = Instant::now();
+        let mut breaker = Breaker::new(3, Duration::from_secs(1), Duration::from_secs(60));
+        breaker.rest(zero, Duration::from_secs(20), "429".into());
+        assert!(!breaker.admits(zero) && breaker.reason(zero).unwrap().contains("429"));
+        breaker.failed(zero, "500".into());
+        breaker.rest(zero, Duration::from_secs(5), "429".into());
+        assert!(!breaker.admits(zero + Duration::from_secs(19)));
+        assert!(breaker.admits(zero + Duration::from_secs(20)) && breaker.reason(zero + Duration::from_secs(60)).is_none());
     }
 }

@@ -12,6 +12,7 @@ const SENTIMENT: &str = include_str!("../labels/sentiment.toml");
 #[derive(Clone, Debug)]
 pub struct Labels {
     pub task: Task,
+    pub version: u32,
     /// Below this confidence no label is given.
     pub abstain_below: f32,
     pub labels: Vec<Label>,
@@ -77,6 +78,7 @@ pub struct Words {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    version: u32,
     task: Task,
     abstain_below: f32,
     labels: Vec<Label>,
@@ -107,6 +109,9 @@ impl Labels {
         if file.task != task {
             return Err(format!("it defines the task {}: expected {}", file.task.name(), task.name()));
         }
+        if file.version == 0 {
+            return Err("version is 0: expected 1 or more".into());
+        }
         if !(0.0..1.0).contains(&file.abstain_below) {
             return Err(format!("abstain_below is {}: expected 0 or more and less than 1", file.abstain_below));
         }
@@ -120,7 +125,14 @@ impl Labels {
         for label in &file.labels {
             label.check(&names).map_err(|e| format!("label {:?}: {e}", label.name))?;
         }
-        Ok(Self { task, abstain_below: file.abstain_below, labels: file.labels, words: file.words, source: text.into() })
+        Ok(Self {
+            task,
+            version: file.version,
+            abstain_below: file.abstain_below,
+            labels: file.labels,
+            words: file.words,
+            source: text.into(),
+        })
     }
 }
 
@@ -166,13 +178,15 @@ mod tests {
 
     #[test]
     fn a_faulty_file_is_refused_with_what_was_expected() {
-        refused("task = 'sentiment'\nabstain_below = 0.4\nlabels = []", "expected intent");
-        refused("task = 'intent'\nabstain_below = 0.4\nlabels = []", "at least 2");
-        refused("task = 'intent'\nabstain_below = 1.5\nlabels = []", "less than 1");
+        refused("version = 1\ntask = 'sentiment'\nabstain_below = 0.4\nlabels = []", "expected intent");
+        refused("version = 1\ntask = 'intent'\nabstain_below = 0.4\nlabels = []", "at least 2");
+        refused("version = 1\ntask = 'intent'\nabstain_below = 1.5\nlabels = []", "less than 1");
+        refused("task = 'intent'\nabstain_below = 0.4\nlabels = []", "version");
+        refused("version = 0\ntask = 'intent'\nabstain_below = 0.4\nlabels = []", "version is 0");
         refused("nonsense", "TOML");
         let two = |b: &str| {
             format!(
-                "task='intent'\nabstain_below=0.4\n[[labels]]\nname='a'\ndescription='d'\nexamples=['x','y']\n[[labels]]\nname='{b}'\ndescription='d'\nexamples=['x']"
+                "version=1\ntask='intent'\nabstain_below=0.4\n[[labels]]\nname='a'\ndescription='d'\nexamples=['x','y']\n[[labels]]\nname='{b}'\ndescription='d'\nexamples=['x']"
             )
         };
         refused(&two("a"), "twice");

@@ -1,47 +1,50 @@
-//! The rungs of understanding that need nothing outside this process: the local classifier, and rules below it.
+//! The rungs of understanding: a language model where one is configured, the local classifier, and rules below it.
 //!
 //! Invariants: a call is never failed by a model; who answered, and instead of whom, stands in every insight; the same request gives the
 //! same ids, and the same labels as long as the same rung answers (the rung is part of the run's configuration).
+//!
+//! A call goes by the definitions that are in force when it begins, to its end; the classifier by those it has learnt.
+
+#[cfg(test)]
+mod tests;
 
 use crate::{
     Settings,
     breaker::Breaker,
-    classifier::{Classifier, ClassifyError, Pending, Question, Reading, State},
-    labels::Labels,
+    classifier::{Classifier, ClassifyError, Pending, Question, Read, State},
+    definitions::{Definitions, Sources},
+    finding::{AnsweredBy, Finding, RULES, insight},
+    llm::{Answer, Llm},
     metrics as names,
-    rules::{Rules, Verdict},
+    prompts::Asked,
     summary,
     turn::Turn,
 };
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use contracts::{
-    CallCx, CallError, EventStream, Inference, InsightId, RunId,
+    CallCx, CallError, EventStream, Inference,
     audio::Role,
-    inference::{Analyze, Evidence, Insight, Label, Provenance, Summarize, SummaryItem, Task, Tier, TierStatus, Utterance},
+    inference::{Analyze, Insight, Summarize, SummaryItem, Task, Tier, TierStatus, Utterance},
 };
+use futures::future::join_all;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use std::{
-    ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tracing::{debug, info, warn};
 
-/// Raised when the same labels and model would answer differently.
-const CODE: u32 = 1;
-/// Name and version of the rung without a model.
-const RULES: &str = "rules 1";
 /// Words of a turn that are read; the rest of a longer one is not.
 const WORDS: usize = 200;
 /// Turns before one that may tell what it carries on.
 const CONTEXT: usize = 3;
-/// Other labels worth telling, beside the best.
-const ALSO: f32 = 0.15;
-const MOST_LABELS: usize = 3;
 /// Customer turns whose intent is asked for when summing up.
 const SUMMED_UP: usize = 40;
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// The classifier's longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why the module cannot start. A missing model is no reason: it only lowers the rung.
 #[derive(Debug, thiserror::Error)]
@@ -50,26 +53,32 @@ pub enum StartError {
     Setting(String),
     #[error("label file {file}: {cause}", file = .file.display())]
     Labels { file: PathBuf, cause: String },
+    #[error("definitions {file}: {cause}", file = .file.display())]
+    Definitions { file: PathBuf, cause: String },
 }
 
 /// Keeps the contract `Inference` in this process.
 pub struct Local {
-    labels: Vec<Labels>,
-    rules: Vec<Rules>,
-    classifier: Result<Classifier, NoClassifier>,
+    pub(crate) sources: Sources,
+    pub(crate) definitions: ArcSwap<Definitions>,
+    /// Why newer definitions are not in force.
+    pub(crate) stale: Mutex<Option<String>>,
+    llm: Option<Llm>,
+    pub(crate) classifier: Result<Classifier, NoClassifier>,
     breaker: Mutex<Breaker>,
     timeout: Duration,
     reserve: Duration,
+    pub(crate) nice: i32,
 }
 
-enum NoClassifier {
+pub(crate) enum NoClassifier {
     /// Rules are the best rung that was asked for.
     Unwanted,
     /// For people.
     Missing(String),
 }
 
-/// Who may answer now.
+/// Who of those in this process may answer now.
 enum Rung {
     Local {
         model: String,
@@ -80,47 +89,54 @@ enum Rung {
     },
 }
 
-struct AnsweredBy<'a> {
-    tier: Tier,
-    model: &'a str,
-    begun: Instant,
+/// Which of them are asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rungs {
+    All,
+    /// Those that need nothing outside this process.
+    Here,
 }
 
-/// What was found in one turn for one task.
-struct Finding {
-    labels: Vec<(usize, f32)>,
-    evidence: Option<Range<usize>>,
-    abstained: Option<String>,
+/// What the language model said to one turn.
+struct Told {
+    /// One per task of the question; `None` where a lower rung must answer.
+    answers: Vec<Option<Answer>>,
+    /// It is there: what needs no model is its answer as well.
+    there: bool,
 }
 
 impl Local {
-    /// Reads the labels and, where `runtime` and the model in `models/minilm-l6-v2` are usable, starts the classifier, which loads in the
+    /// Reads the definitions and, where `runtime` and the model in `models/minilm-l6-v2` are usable, starts the classifier, which loads in the
     /// background: calls wait for it within their budget.
     ///
     /// # Errors
-    /// Invalid settings or label files only.
+    /// Invalid settings or definitions only.
     pub fn start(runtime: Option<&platform::onnx::Runtime>, models: &Path, settings: &Settings) -> Result<Self, StartError> {
         settings.check().map_err(StartError::Setting)?;
-        let labels = read_labels(settings)?;
+        let definitions = Arc::new(Definitions::read(settings)?);
+        let llm = Llm::new(&settings.llm)?;
         let classifier = match runtime {
             _ if !settings.classifier => Err(NoClassifier::Unwanted),
             None => Err(NoClassifier::Missing("the ONNX Runtime library is not loaded".into())),
-            Some(runtime) => Ok(Classifier::start(runtime.clone(), &models.join("minilm-l6-v2"), labels.clone(), settings)),
+            Some(runtime) => Ok(Classifier::start(runtime.clone(), &models.join("minilm-l6-v2"), definitions.clone(), settings)),
         };
-        Ok(Self::with(classifier, labels, settings))
+        Ok(Self::with(classifier, llm, definitions, settings))
     }
 
-    fn with(classifier: Result<Classifier, NoClassifier>, labels: Vec<Labels>, settings: &Settings) -> Self {
+    fn with(classifier: Result<Classifier, NoClassifier>, llm: Option<Llm>, definitions: Arc<Definitions>, settings: &Settings) -> Self {
         if let Err(NoClassifier::Missing(reason)) = &classifier {
             warn!(%reason, "the classifier is not there; rules answer in its place");
         }
         Self {
-            rules: labels.iter().map(Rules::new).collect(),
-            labels,
+            sources: Sources::of(settings),
+            definitions: ArcSwap::new(definitions),
+            stale: Mutex::default(),
+            llm,
             classifier,
-            breaker: Mutex::new(Breaker::new(settings.breaker_failures, Duration::from_millis(settings.breaker_pause_ms))),
+            breaker: Mutex::new(Breaker::new(settings.breaker_failures, Duration::from_millis(settings.breaker_pause_ms), LONGEST_PAUSE)),
             timeout: Duration::from_millis(settings.timeout_ms),
             reserve: Duration::from_millis(settings.reserve_ms),
+            nice: settings.nice,
         }
     }
 
@@ -192,13 +208,13 @@ impl Local {
     }
 
     /// One reading per task of the turn, or why there is none.
-    async fn answer(&self, pending: Pending) -> Result<Vec<Reading>, String> {
+    async fn answer(&self, pending: Pending) -> Result<Read, String> {
         let result = pending.answer().await;
         let mut breaker = self.breaker.lock();
         let (kind, error) = match result {
-            Ok(readings) => {
+            Ok(read) => {
                 breaker.succeeded();
-                return Ok(readings);
+                return Ok(read);
             }
             Err(e @ ClassifyError::Panicked) => ("panicked", e),
             Err(e @ ClassifyError::Slow(_)) => ("timeout", e),
@@ -213,156 +229,112 @@ impl Local {
         Err(error.to_string())
     }
 
-    fn labels(&self, task: Task) -> &Labels {
-        self.labels.iter().find(|l| l.task == task).expect("labels of every task are read at start")
+    /// What the language model makes of each turn, asked about all of them at the same time.
+    async fn tell(&self, cx: &CallCx, request: &Analyze, questions: &[Question], definitions: &Definitions) -> Vec<Told> {
+        let Some(llm) = &self.llm else { return vec![] };
+        let told = questions.iter().enumerate().map(async |(at, question)| {
+            if question.tasks.is_empty() {
+                return Told { answers: vec![], there: llm.resting().is_none() };
+            }
+            let said = |u: &&Utterance| {
+                let turn = turn_of(u);
+                (u.role, turn.text(0..turn.len()))
+            };
+            let before = before(request, at).iter().map(said).collect();
+            let asked = Asked { tasks: &question.tasks, role: question.role, turn: &question.turn, before };
+            match llm.ask(cx, request.conversation, &asked, definitions).await {
+                Ok(answers) => Told { there: answers.iter().any(Result::is_ok), answers: answers.into_iter().map(Result::ok).collect() },
+                Err(reason) => {
+                    debug!(reason = reason.name(), "a lower rung answers in the language model's place");
+                    Told { answers: question.tasks.iter().map(|_| None).collect(), there: false }
+                }
+            }
+        });
+        join_all(told).await
     }
 
-    fn by_classifier(&self, task: Task, reading: Reading) -> Finding {
-        let labels = self.labels(task);
-        let best = reading.best();
-        let (name, score) = (&labels.labels[best].name, reading.scores[best]);
-        if labels.labels[best].none {
-            return Finding::abstains("nothing is asked for that has a label");
-        }
-        if score < labels.abstain_below {
-            return Finding::abstains(format!("not sure: the nearest is {name} at {score:.2}"));
-        }
-        let mut ranked: Vec<(usize, f32)> =
-            reading.scores.into_iter().enumerate().filter(|(l, s)| *l == best || *s >= ALSO && !labels.labels[*l].none).collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        ranked.truncate(MOST_LABELS);
-        Finding { labels: ranked, evidence: reading.evidence, abstained: None }
-    }
-
-    fn by_rules(&self, task: Task, turn: &Turn, role: Role) -> Finding {
-        let rules = &self.rules[self.labels.iter().position(|l| l.task == task).expect("labels of every task are read at start")];
-        match rules.decide(turn, role) {
-            Verdict::Says { labels, evidence } => Finding { labels, evidence, abstained: None },
-            Verdict::None => Finding::abstains("nothing is asked for that has a label"),
-            Verdict::Unsure => Finding::abstains("no pattern decides it"),
-        }
-    }
-
-    fn config_hash(&self, task: Task, tier: Tier, model: &str) -> String {
-        let mut hash = Sha256::new();
-        for part in [self.labels(task).source.as_str(), model, tier.name(), &CODE.to_string()] {
-            hash.update(part.as_bytes());
-            hash.update([0]);
-        }
-        hex::encode(&hash.finalize()[..6])
-    }
-
-    fn insight(&self, task: Task, utterance: &Utterance, finding: Finding, by: &AnsweredBy<'_>) -> Insight {
-        let AnsweredBy { tier, model, begun } = *by;
-        let config_hash = self.config_hash(task, tier, model);
-        let run = RunId::live(utterance.conversation, task.name(), &config_hash);
-        let wanted = !matches!(self.classifier, Err(NoClassifier::Unwanted));
-        let degraded_from = (wanted && tier == Tier::Rules).then_some(Tier::Local);
-        let labels = [("task", task.name()), ("tier", tier.name())];
-        metrics::histogram!(names::ANALYZE, &labels).record(begun.elapsed().as_secs_f64());
-        if finding.abstained.is_some() {
-            metrics::counter!(names::ABSTAINED, &labels).increment(1);
-        }
-        if degraded_from.is_some() {
-            metrics::counter!(names::DEGRADED, &labels).increment(1);
-        }
-        let definitions = &self.labels(task).labels;
-        let evidence = finding.evidence.filter(|span| !span.is_empty() && span.end <= utterance.words.len());
-        Insight {
-            id: InsightId::of(run, utterance.id),
-            run,
-            conversation: utterance.conversation,
-            utterance: utterance.id,
-            task,
-            labels: finding.labels.into_iter().map(|(l, score)| Label { name: definitions[l].name.clone(), score }).collect(),
-            abstained: finding.abstained,
-            evidence: evidence
-                .map(|span| Evidence { utterance: utterance.id, word_from: span.start as u32, word_to: span.end as u32 })
-                .into_iter()
-                .collect(),
-            provenance: Provenance {
-                tier,
-                model: model.into(),
-                degraded_from,
-                config_hash,
-                latency_ms: begun.elapsed().as_millis() as u32,
-            },
+    /// The best rung that is configured, among those that may be asked.
+    fn best(&self, from: Rungs) -> Tier {
+        match (&self.llm, &self.classifier) {
+            (Some(_), _) if from == Rungs::All => Tier::Llm,
+            (_, Err(NoClassifier::Unwanted)) => Tier::Rules,
+            _ => Tier::Local,
         }
     }
 
-    async fn understand(&self, cx: &CallCx, request: &Analyze) -> Result<Vec<Insight>, CallError> {
+    async fn understand(&self, cx: &CallCx, request: &Analyze, from: Rungs) -> Result<Vec<Insight>, CallError> {
         let begun = Instant::now();
-        let rung = self.rung(cx).await;
+        let definitions = self.definitions.load_full();
         let questions = questions(request);
+        let mut told = match from {
+            Rungs::All => self.tell(cx, request, &questions, &definitions).await,
+            Rungs::Here => vec![],
+        };
+        told.resize_with(questions.len(), || Told { answers: vec![], there: false });
+        // What is left for the rungs in this process.
+        let left: Vec<Question> = questions.iter().zip(&told).map(|(question, told)| question.without(&told.answers)).collect();
+        let all_told = told.iter().zip(&left).all(|(told, left)| told.there && left.tasks.is_empty());
+        let rung = if all_told { Rung::Rules { instead: None } } else { self.rung(cx).await };
         let (asked, model, instead) = match rung {
-            Rung::Local { model } => (self.ask(cx, &questions)?, model, None),
-            Rung::Rules { instead } => (questions.iter().map(|_| None).collect(), String::new(), Some(instead)),
+            Rung::Local { model } => (self.ask(cx, &left)?, model, None),
+            Rung::Rules { instead } => (left.iter().map(|_| None).collect(), String::new(), Some(instead)),
         };
         if let Some(Some(reason)) = &instead {
             debug!(%reason, "rules answer in the classifier's place");
         }
+        let best = self.best(from);
         let mut insights = Vec::with_capacity(request.tasks.len() * request.utterances.len());
-        for ((utterance, Question { turn, tasks, .. }), pending) in request.utterances.iter().zip(&questions).zip(asked) {
-            let mut readings: Vec<Option<Reading>> = match pending {
-                Some(pending) => self.answer(pending).await.map(|all| all.into_iter().map(Some).collect()).unwrap_or_default(),
-                None => vec![],
+        let turns = request.utterances.iter().zip(&questions).zip(&left).zip(asked).zip(told);
+        for ((((utterance, Question { turn, tasks, .. }), left), pending), told) in turns {
+            let read = match pending {
+                Some(pending) => self.answer(pending).await.ok(),
+                None => None,
             };
-            let classified = !readings.is_empty() || (tasks.is_empty() && instead.is_none());
+            let classified = read.is_some() || (left.tasks.is_empty() && instead.is_none());
+            let (mut readings, learnt) = read.map_or((vec![], None), |r| (r.readings.into_iter().map(Some).collect(), r.definitions));
+            let learnt = learnt.unwrap_or_else(|| definitions.clone());
             for task in &request.tasks {
-                let reading = tasks.iter().position(|t| t == task).and_then(|i| readings.get_mut(i)?.take());
-                let finding = match (plain_answer(*task, utterance.role, turn), reading) {
-                    (Some(reason), _) => Finding::abstains(reason),
-                    (None, Some(reading)) => self.by_classifier(*task, reading),
-                    (None, None) => self.by_rules(*task, turn, utterance.role),
+                let answer = tasks.iter().position(|t| t == task).and_then(|i| told.answers.get(i)?.clone());
+                let reading = left.tasks.iter().position(|t| t == task).and_then(|i| readings.get_mut(i)?.take());
+                let plain = plain_answer(*task, utterance.role, turn);
+                let (tier, model, by) = match (&answer, &reading) {
+                    (Some(_), _) => (Tier::Llm, self.llm.as_ref().map_or("", Llm::model), &definitions),
+                    (None, Some(_)) => (Tier::Local, model.as_str(), &learnt),
+                    (None, None) if plain.is_some() && told.there => (Tier::Llm, self.llm.as_ref().map_or("", Llm::model), &definitions),
+                    (None, None) if plain.is_some() && classified => (Tier::Local, model.as_str(), &learnt),
+                    (None, None) => (Tier::Rules, RULES, &definitions),
                 };
-                let (tier, model) = if classified { (Tier::Local, model.as_str()) } else { (Tier::Rules, RULES) };
-                insights.push(self.insight(*task, utterance, finding, &AnsweredBy { tier, model, begun }));
+                let finding = match (plain, answer, reading) {
+                    (Some(reason), ..) => Finding::abstains(reason),
+                    (None, Some(answer), _) => Finding::by_llm(by.labels(*task), answer),
+                    (None, None, Some(reading)) => Finding::by_classifier(by.labels(*task), reading),
+                    (None, None, None) => Finding::by_rules(by.rules(*task), turn, utterance.role),
+                };
+                let sampling = if tier == Tier::Llm { self.llm.as_ref().map(Llm::sampling) } else { None };
+                let by = AnsweredBy { tier, best, model, begun, definitions: by, sampling };
+                insights.push(insight(*task, utterance, finding, &by));
             }
         }
         Ok(insights)
     }
-}
 
-/// One question per utterance. What was said before it by the same role goes along: the context, and earlier turns of the request.
-fn questions(request: &Analyze) -> Vec<Question> {
-    let turn_of = |u: &Utterance| Turn::of(&u.words[..u.words.len().min(WORDS)]);
-    let said: Vec<&Utterance> = request.context.iter().chain(&request.utterances).collect();
-    let question = |(at, utterance): (usize, &Utterance)| {
-        let turn = turn_of(utterance);
-        let tasks = request.tasks.iter().copied().filter(|t| plain_answer(*t, utterance.role, &turn).is_none()).collect();
-        let earlier = &said[..request.context.len() + at];
-        let recent = &earlier[earlier.len().saturating_sub(CONTEXT)..];
-        let before = recent.iter().filter(|u| u.role == utterance.role).map(|u| turn_of(u)).collect();
-        Question { turn, role: utterance.role, before, tasks, evidence: true }
-    };
-    request.utterances.iter().enumerate().map(question).collect()
-}
-
-/// What needs neither model nor rules to say.
-fn plain_answer(task: Task, role: Role, turn: &Turn) -> Option<&'static str> {
-    if turn.is_empty() {
-        return Some("no words");
+    /// The rung in this process that would answer, and why not the classifier.
+    async fn lower_rung(&self, cx: &CallCx) -> (Tier, Option<String>) {
+        match &self.classifier {
+            Err(NoClassifier::Unwanted) => (Tier::Rules, None),
+            Err(NoClassifier::Missing(reason)) => (Tier::Rules, Some(reason.clone())),
+            Ok(classifier) => match tokio::time::timeout(cx.remaining(), classifier.loaded()).await {
+                Ok(State::Failed(reason)) => (Tier::Rules, Some(reason)),
+                Ok(State::Loading) | Err(_) => (Tier::Rules, Some("the classifier is still loading".into())),
+                Ok(State::Ready(_)) => match self.breaker.lock().reason(Instant::now()) {
+                    Some(reason) => (Tier::Rules, Some(reason)),
+                    None => (Tier::Local, None),
+                },
+            },
+        }
     }
-    (task == Task::Intent && role == Role::Agent).then_some("agent turn")
-}
 
-fn read_labels(settings: &Settings) -> Result<Vec<Labels>, StartError> {
-    let path = |task| match task {
-        Task::Intent => settings.intent_labels.as_deref(),
-        Task::Sentiment => settings.sentiment_labels.as_deref(),
-    };
-    Task::ALL.into_iter().map(|task| Labels::read(task, path(task))).collect()
-}
-
-impl Finding {
-    fn abstains(reason: impl Into<String>) -> Self {
-        Self { labels: vec![], evidence: None, abstained: Some(reason.into()) }
-    }
-}
-
-#[async_trait]
-impl Inference for Local {
-    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+    async fn analyze_from(&self, cx: CallCx, request: Analyze, from: Rungs) -> Result<Vec<Insight>, CallError> {
         if cx.remaining().is_zero() {
             return Err(CallError::deadline());
         }
@@ -375,159 +347,75 @@ impl Inference for Local {
         tokio::select! {
             biased; // whoever gave up wants no answer, however near it is
             () = cx.cancel.cancelled() => Err(CallError::cancelled()),
-            insights = self.understand(&cx, &request) => insights,
+            insights = self.understand(&cx, &request, from) => insights,
         }
     }
+}
 
+fn turn_of(utterance: &Utterance) -> Turn {
+    Turn::of(&utterance.words[..utterance.words.len().min(WORDS)])
+}
+
+/// What was said before an utterance of the request: the context, and earlier turns of the request.
+fn before(request: &Analyze, at: usize) -> Vec<&Utterance> {
+    let earlier: Vec<&Utterance> = request.context.iter().chain(&request.utterances[..at]).collect();
+    earlier[earlier.len().saturating_sub(CONTEXT)..].to_vec()
+}
+
+/// One question per utterance. What was said before it by the same role goes along.
+fn questions(request: &Analyze) -> Vec<Question> {
+    let question = |(at, utterance): (usize, &Utterance)| {
+        let turn = turn_of(utterance);
+        let tasks = request.tasks.iter().copied().filter(|t| plain_answer(*t, utterance.role, &turn).is_none()).collect();
+        let before = before(request, at).into_iter().filter(|u| u.role == utterance.role).map(turn_of).collect();
+        Question { turn, role: utterance.role, before, tasks, evidence: true }
+    };
+    request.utterances.iter().enumerate().map(question).collect()
+}
+
+impl Question {
+    /// The same for the tasks that have no answer yet.
+    fn without(&self, answers: &[Option<Answer>]) -> Self {
+        let open = |at: &usize| answers.get(*at).is_none_or(Option::is_none);
+        let tasks = (0..self.tasks.len()).filter(open).map(|at| self.tasks[at]).collect();
+        Self { tasks, ..self.clone() }
+    }
+}
+
+/// What needs neither model nor rules to say.
+fn plain_answer(task: Task, role: Role, turn: &Turn) -> Option<&'static str> {
+    if turn.is_empty() {
+        return Some("no words");
+    }
+    (task == Task::Intent && role == Role::Agent).then_some("agent turn")
+}
+
+#[async_trait]
+impl Inference for Local {
+    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
+        self.analyze_from(cx, request, Rungs::All).await
+    }
+
+    /// By what is in this process: a summary asks about many turns at once, and most have been answered already while they were spoken.
     async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
         let customers = request.utterances.iter().filter(|u| u.role != Role::Agent && !u.words.is_empty()).take(SUMMED_UP).cloned();
         let analyze =
             Analyze { conversation: request.conversation, tasks: vec![Task::Intent], utterances: customers.collect(), context: vec![] };
-        let insights = self.analyze(cx, analyze).await?;
-        let passing: Vec<&str> = self.labels(Task::Intent).labels.iter().filter(|l| l.short.is_some()).map(|l| l.name.as_str()).collect();
+        let insights = self.analyze_from(cx, analyze, Rungs::Here).await?;
+        let definitions = self.definitions.load_full();
+        let labels = definitions.labels(Task::Intent).labels.iter();
+        let passing: Vec<&str> = labels.filter(|l| l.short.is_some()).map(|l| l.name.as_str()).collect();
         let items = summary::extract(&request.utterances, &insights, &passing);
         Ok(Box::pin(futures::stream::iter(items.into_iter().map(Ok))))
     }
 
     async fn tiers(&self, cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
-        let (tier, degraded) = match &self.classifier {
-            Err(NoClassifier::Unwanted) => (Tier::Rules, None),
-            Err(NoClassifier::Missing(reason)) => (Tier::Rules, Some(reason.clone())),
-            Ok(classifier) => match tokio::time::timeout(cx.remaining(), classifier.loaded()).await {
-                Ok(State::Failed(reason)) => (Tier::Rules, Some(reason)),
-                Ok(State::Loading) | Err(_) => (Tier::Rules, Some("the classifier is still loading".into())),
-                Ok(State::Ready(_)) => match self.breaker.lock().reason(Instant::now()) {
-                    Some(reason) => (Tier::Rules, Some(reason)),
-                    None => (Tier::Local, None),
-                },
-            },
+        let stale = self.stale.lock().clone();
+        let (tier, degraded) = match self.llm.as_ref().map(Llm::resting) {
+            Some(None) => (Tier::Llm, None),
+            Some(Some(reason)) => (self.lower_rung(&cx).await.0, Some(format!("the language model is left alone: {reason}"))),
+            None => self.lower_rung(&cx).await,
         };
-        Ok(Task::ALL.map(|task| TierStatus { task, tier, degraded: degraded.clone() }).into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::classifier::{Load, ReadTurn};
-    use contracts::{ChannelIndex, ConversationId, ErrorKind, UtteranceId, audio::Word};
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
-
-    /// Says the first label, after what `before` does with the number of the turn.
-    struct Scripted {
-        before: Arc<dyn Fn(usize) + Send + Sync>,
-        turns: Arc<AtomicUsize>,
-    }
-
-    impl ReadTurn for Scripted {
-        fn model(&self) -> &str {
-            "scripted 1"
-        }
-        fn read(&mut self, question: &Question) -> Result<Vec<Reading>, String> {
-            (self.before)(self.turns.fetch_add(1, Ordering::SeqCst));
-            Ok(question.tasks.iter().map(|_| Reading { scores: vec![1.0, 0.0], evidence: None }).collect())
-        }
-    }
-
-    fn scripted(settings: &Settings, before: impl Fn(usize) + Send + Sync + 'static) -> (Local, Arc<AtomicUsize>) {
-        let (before, turns) = (Arc::new(before) as Arc<dyn Fn(usize) + Send + Sync>, Arc::new(AtomicUsize::new(0)));
-        let counted = turns.clone();
-        let load: Arc<Load> =
-            Arc::new(move || Ok(Box::new(Scripted { before: before.clone(), turns: turns.clone() }) as Box<dyn ReadTurn>));
-        (Local::with(Ok(Classifier::spawn(load, settings)), read_labels(settings).unwrap(), settings), counted)
-    }
-
-    fn request(turns: usize) -> Analyze {
-        let conversation = ConversationId::from_u128(1);
-        let word = Word { text: "cancel".into(), start_ms: 0, end_ms: 1, confidence: 1.0 };
-        let utterance = |n: usize| Utterance {
-            id: UtteranceId::from_u128(n as u128),
-            conversation,
-            channel: ChannelIndex(0),
-            role: Role::Customer,
-            start_ms: n as u64,
-            end_ms: n as u64 + 1,
-            words: vec![word.clone()],
-        };
-        Analyze { conversation, tasks: vec![Task::Intent], utterances: (0..turns).map(utterance).collect(), context: vec![] }
-    }
-
-    async fn tier(local: &Local) -> Tier {
-        local.analyze(CallCx::new(Duration::from_secs(20)), request(1)).await.unwrap()[0].provenance.tier
-    }
-
-    #[tokio::test]
-    async fn a_panic_costs_its_own_turn_and_the_thread_goes_on() {
-        let (local, _) = scripted(&Settings::default(), |turn| assert_ne!(turn, 1, "the second turn is poisoned"));
-        assert_eq!([tier(&local).await, tier(&local).await, tier(&local).await], [Tier::Local, Tier::Rules, Tier::Local]);
-        local.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn after_failures_in_a_row_the_classifier_rests_and_is_tried_again() {
-        let settings = Settings { breaker_failures: 2, breaker_pause_ms: 200, ..Settings::default() };
-        let (local, turns) = scripted(&settings, |turn| assert!(turn >= 2, "poisoned"));
-        for _ in 0..5 {
-            assert_eq!(tier(&local).await, Tier::Rules);
-        }
-        assert_eq!(turns.load(Ordering::SeqCst), 2, "left alone after the second failure");
-        let why = local.tiers(CallCx::new(Duration::from_secs(1))).await.unwrap().remove(0).degraded.unwrap();
-        assert!(why.contains("panicked") && why.contains("2 times"), "{why}");
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        assert_eq!(tier(&local).await, Tier::Local);
-        assert_eq!(local.tiers(CallCx::new(Duration::from_secs(1))).await.unwrap()[0].degraded, None);
-    }
-
-    /// A gate that holds the classifier's thread until it is opened.
-    fn gated(settings: &Settings) -> (Local, std::sync::mpsc::Sender<()>) {
-        let (open, gate) = std::sync::mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
-        let (local, _) = scripted(settings, move |_| {
-            let _opened = gate.lock().recv();
-        });
-        (local, open)
-    }
-
-    #[tokio::test]
-    async fn a_classifier_that_hangs_is_not_waited_for() {
-        let (local, open) = gated(&Settings { timeout_ms: 100, ..Settings::default() });
-        assert_eq!(tier(&local).await, Tier::Rules, "its turn was begun and not finished");
-        assert_eq!(tier(&local).await, Tier::Rules, "its turn was not even begun");
-        drop(open);
-        local.ready().await.unwrap();
-        assert_eq!(tier(&local).await, Tier::Local);
-    }
-
-    #[tokio::test]
-    async fn a_call_that_others_did_not_answer_has_waited_already() {
-        let (local, _open) = gated(&Settings { timeout_ms: 20_000, ..Settings::default() });
-        local.ready().await.unwrap();
-        let patience = |attempt| local.time(&CallCx { attempt, ..CallCx::new(Duration::from_secs(60)) });
-        assert_eq!((patience(0), patience(1)), (Some(Duration::from_secs(20)), Some(Duration::from_secs(10))));
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
-        let (local, open) = gated(&Settings { queue: 4, timeout_ms: 60_000, ..Settings::default() });
-        local.ready().await.unwrap();
-        let begun = Instant::now();
-        // One is in the thread, or about to be; four wait; the sixth is one too many.
-        let error = local.analyze(CallCx::new(Duration::from_secs(60)), request(6)).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Busy);
-        assert_eq!(error.retry, contracts::Retry::After(AGAIN_AFTER));
-        assert!(begun.elapsed() < Duration::from_secs(5), "refused, not waited for: {:?}", begun.elapsed());
-        drop(open);
-    }
-
-    #[tokio::test]
-    async fn after_shutdown_calls_are_told_so() {
-        let (local, _) = scripted(&Settings::default(), |_| ());
-        assert_eq!(tier(&local).await, Tier::Local);
-        local.shutdown().await;
-        let error = local.analyze(CallCx::new(Duration::from_secs(1)), request(1)).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Unavailable);
+        Ok(Task::ALL.map(|task| TierStatus { task, tier, degraded: degraded.clone(), stale: stale.clone() }).into())
     }
 }

@@ -1,5 +1,6 @@
 //! What can be set about understanding, and the check that runs before anything starts.
 
+use crate::llm::LlmSettings;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -28,6 +29,10 @@ pub struct Settings {
     pub intent_labels: Option<PathBuf>,
     /// Label definitions for sentiment instead of the bundled ones. Default none.
     pub sentiment_labels: Option<PathBuf>,
+    /// A folder of files that replace what is bundled: `intent.toml`, `sentiment.toml` (label sets) and `turn.toml` (the language model's
+    /// prompt). They are read again when they change. Default none.
+    pub definitions: Option<PathBuf>,
+    pub llm: LlmSettings,
     pub worker: WorkerSettings,
 }
 
@@ -37,9 +42,10 @@ pub struct Settings {
 pub struct WorkerSettings {
     /// Entries taken from the bus at once. Default 16.
     pub batch: usize,
-    /// Conversations worked on at the same time. Default 4.
+    /// Conversations worked on at the same time. Default 16.
     pub concurrency: usize,
-    /// Time an insight may take, in ms. Default 2000.
+    /// Time an insight may take from when its turn came onto the bus, in ms; a turn that waited there gets a quarter of it at the least.
+    /// Default 2000.
     pub budget_ms: u64,
     /// Deliveries of one entry before a pending insight is published in its place. Default 4.
     pub attempts: u32,
@@ -47,6 +53,8 @@ pub struct WorkerSettings {
     pub backoff_ms: u64,
     /// Conversations whose roles and last turns are remembered. Default 4096.
     pub remembered: usize,
+    /// Turns answered by a lower rung that are asked about again when the better one is back, the newest first. Default 1024, 0 for none.
+    pub upgrades: usize,
 }
 
 impl Default for Settings {
@@ -62,6 +70,8 @@ impl Default for Settings {
             breaker_pause_ms: 1_000,
             intent_labels: None,
             sentiment_labels: None,
+            definitions: None,
+            llm: LlmSettings::default(),
             worker: WorkerSettings::default(),
         }
     }
@@ -69,7 +79,7 @@ impl Default for Settings {
 
 impl Default for WorkerSettings {
     fn default() -> Self {
-        Self { batch: 16, concurrency: 4, budget_ms: 2_000, attempts: 4, backoff_ms: 1_000, remembered: 4_096 }
+        Self { batch: 16, concurrency: 16, budget_ms: 2_000, attempts: 4, backoff_ms: 1_000, remembered: 4_096, upgrades: 1_024 }
     }
 }
 
@@ -86,6 +96,7 @@ impl Settings {
         expect("reserve_ms", self.reserve_ms, 0, 10_000)?;
         expect("breaker_failures", u64::from(self.breaker_failures), 1, 1_000)?;
         expect("breaker_pause_ms", self.breaker_pause_ms, 1, 60_000)?;
+        self.llm.check().map_err(|e| format!("llm.{e}"))?;
         self.worker.check().map_err(|e| format!("worker.{e}"))
     }
 }
@@ -99,11 +110,12 @@ impl WorkerSettings {
         expect("budget_ms", self.budget_ms, 1, 60_000)?;
         expect("attempts", u64::from(self.attempts), 1, 100)?;
         expect("backoff_ms", self.backoff_ms, 1, 60_000)?;
-        expect("remembered", self.remembered as u64, 1, 1_000_000)
+        expect("remembered", self.remembered as u64, 1, 1_000_000)?;
+        expect("upgrades", self.upgrades as u64, 0, 100_000)
     }
 }
 
-fn expect(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
+pub(crate) fn expect(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
     if (least..=most).contains(&value) { Ok(()) } else { Err(format!("{name} is {value}: expected {least} to {most}")) }
 }
 

@@ -6,16 +6,18 @@
 //!   a conversation with a backlog holds one place, never all;
 //! - a turn that cannot be understood after some tries gets a pending insight that says so: the screen is never blank;
 //! - an entry that can never be understood goes to the dead letters, whole, with why; when many fail, it is what they depend on: then
-//!   reading pauses, and nothing is given up.
+//!   reading pauses, and nothing is given up;
+//! - a turn that a lower rung answered is asked about again when the better one is back; its insight takes the place of the first.
 
 mod health;
+mod upgrade;
 
 use crate::{metrics as names, settings::WorkerSettings};
 use contracts::{
     CallCx, CallError, ChannelIndex, Conversations, ErrorKind, Inference, InsightId, Retry, RunId, SampleRate, TraceCx,
     audio::{Role, SegmentBody, Spoken},
     conversation::Segment,
-    inference::{Analyze, Insight, Provenance, Task, Tier, Utterance},
+    inference::{Analyze, Insight, Provenance, Task, Tier, Utterance, not_understood},
     signal::{DEAD, DeadLetter, INSIGHTS, UTTERANCES},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -29,15 +31,19 @@ use std::{
     collections::{HashMap, VecDeque},
     panic::AssertUnwindSafe,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use upgrade::{Lowered, Upgrades};
 
 const GROUP: &str = "inference";
 /// Turns given along with one, and kept to choose them from: a turn that is tried again may come after later ones.
 const CONTEXT: usize = 3;
 const KEPT: usize = 8;
+/// A language model's insight that comes later after its turn is marked.
+const LATE: Duration = Duration::from_secs(2);
 /// Deliveries without an end: so often may a reader be lost with an entry before the entry is held to be the reason.
 const LOST_WITH_READERS: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_secs(4);
@@ -51,6 +57,7 @@ pub struct Worker {
     health: Arc<Mutex<Health>>,
     /// How often this worker itself gave an entry back.
     given_back: Arc<Mutex<HashMap<EntryId, u32>>>,
+    upgrades: Arc<Mutex<Upgrades>>,
 }
 
 /// Turns of one conversation, in order.
@@ -83,7 +90,15 @@ enum Failed {
 
 impl Worker {
     pub fn new(inference: Arc<dyn Inference>, conversations: Arc<dyn Conversations>, bus: Arc<dyn Bus>, settings: &WorkerSettings) -> Self {
-        Self { inference, conversations, bus, settings: settings.clone(), health: Arc::default(), given_back: Arc::default() }
+        Self {
+            inference,
+            conversations,
+            bus,
+            settings: settings.clone(),
+            health: Arc::default(),
+            given_back: Arc::default(),
+            upgrades: Arc::new(Mutex::new(Upgrades::new(settings.upgrades))),
+        }
     }
 
     /// Until `stop`, or until the bus shuts down. What is under way at `stop` is finished, the rest given back.
@@ -95,7 +110,10 @@ impl Worker {
                 return;
             }
         };
-        match self.read(consumer, &stop).await {
+        let read = async {
+            tokio::select! { read = self.read(consumer, &stop) => read, never = self.upgrade() => match never {} }
+        };
+        match read.await {
             Ok(()) => info!("the transcript worker has stopped"),
             Err(error) => info!(%error, "the transcript worker has stopped with the bus"),
         }
@@ -209,9 +227,7 @@ impl Worker {
         if spoken.words.is_empty() {
             return Ok(());
         }
-        let mut cx = CallCx::new(Duration::from_millis(self.settings.budget_ms))
-            .for_conversation(segment.conversation)
-            .traced(delivery.trace.child());
+        let mut cx = CallCx::new(self.budget(&delivery)).for_conversation(segment.conversation).traced(delivery.trace.child());
         let mut span = Span::begin("understand", Side::Consumer, cx.trace, delivery.trace);
         span.note("attempt", i64::from(delivery.attempt));
         span.note("waited_ms", delivery.age.as_millis() as i64);
@@ -223,7 +239,7 @@ impl Worker {
             let error = CallError::panicked(&"its readers were lost with it");
             let utterance = kept.utterance(&segment, spoken);
             self.bury(&delivery, &format!("{error} ({lost} times)")).await?;
-            return self.tell(&delivery, cx.trace, pending(&utterance, &error, begun)).await;
+            return self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await;
         }
         self.learn(&cx, kept, &segment, last_try).await?;
         let utterance = kept.utterance(&segment, spoken);
@@ -234,10 +250,17 @@ impl Worker {
             context: kept.before(&utterance),
         };
         // Dropped when time is up, whatever the implementation makes of its deadline.
-        let answer = tokio::time::timeout_at(cx.deadline, AssertUnwindSafe(self.inference.analyze(cx.clone(), request)).catch_unwind());
+        let answer =
+            tokio::time::timeout_at(cx.deadline, AssertUnwindSafe(self.inference.analyze(cx.clone(), request.clone())).catch_unwind());
         let failed = match answer.await {
-            Ok(Ok(Ok(insights))) => {
-                self.tell(&delivery, cx.trace, insights).await?;
+            Ok(Ok(Ok(mut insights))) => {
+                let again = serde_json::from_slice::<Requeued>(&delivery.payload).is_ok_and(|entry| entry.again);
+                mark_late(&mut insights, again || delivery.age + begun.elapsed() > LATE);
+                let lowered = Lowered::of(&delivery.key, cx.trace, &request, &insights);
+                self.tell(&delivery.key, cx.trace, insights).await?;
+                if let Some(lowered) = lowered {
+                    self.upgrades.lock().add(lowered);
+                }
                 None
             }
             Ok(Ok(Err(error))) => Some(error),
@@ -246,7 +269,7 @@ impl Worker {
         };
         self.health.lock().note(failed.is_none());
         if let Some(error) = failed {
-            let passes = may_pass(error.kind) || self.health.lock().is_failing();
+            let passes = error.kind.may_pass() || self.health.lock().is_failing();
             if passes && !last_try {
                 return Err(Failed::Call(error));
             }
@@ -254,16 +277,23 @@ impl Worker {
             if !passes {
                 self.bury(&delivery, &format!("{}: {error}", error.kind.name())).await?;
             }
-            self.tell(&delivery, cx.trace, pending(&utterance, &error, begun)).await?;
+            self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await?;
         }
         metrics::histogram!(names::INSIGHT_AGE).record((delivery.age + begun.elapsed()).as_secs_f64());
         kept.keep(utterance);
         Ok(())
     }
 
-    async fn tell(&self, delivery: &Delivery, trace: TraceCx, insights: Vec<Insight>) -> Result<(), Failed> {
+    /// A turn that has waited in the bus has less time: a better rung's answer would come too late, and those behind it wait as well.
+    fn budget(&self, delivery: &Delivery) -> Duration {
+        let whole = Duration::from_millis(self.settings.budget_ms);
+        // One that was given back has waited for reasons of its own.
+        if delivery.attempt > 1 { whole } else { whole.saturating_sub(delivery.age).max(whole / 4) }
+    }
+
+    async fn tell(&self, key: &str, trace: TraceCx, insights: Vec<Insight>) -> Result<(), Failed> {
         let entries = insights.iter().map(|insight| NewEntry {
-            key: delivery.key.clone(),
+            key: key.to_owned(),
             payload: serde_json::to_vec(insight).expect("an insight is plain data").into(),
             trace,
         });
@@ -337,16 +367,26 @@ impl std::fmt::Display for Failed {
     }
 }
 
-async fn sleep_until(at: Option<tokio::time::Instant>) {
+async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
 
-/// Whether the same turn may be understood a little later.
-fn may_pass(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Busy | ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Cancelled | ErrorKind::Unknown)
+/// What the record adds to a segment that it puts on the bus again, because nobody has understood it.
+#[derive(serde::Deserialize)]
+struct Requeued {
+    #[serde(default)]
+    again: bool,
+}
+
+/// Only a language model is waited for; the rungs below answer at once, whenever that is.
+fn mark_late(insights: &mut [Insight], late: bool) {
+    for insight in insights.iter_mut().filter(|i| late && i.provenance.tier <= Tier::SecondLlm) {
+        insight.provenance.late = true;
+        metrics::counter!(names::LATE).increment(1);
+    }
 }
 
 /// What the reader sees instead: one insight per task that says why there is nothing. Any later run supersedes it.
@@ -362,7 +402,7 @@ fn pending(utterance: &Utterance, error: &CallError, begun: Instant) -> Vec<Insi
             utterance: utterance.id,
             task,
             labels: vec![],
-            abstained: Some(format!("not understood: {}", error.kind.name().replace('_', " "))),
+            abstained: Some(not_understood(error.kind)),
             evidence: vec![],
             provenance: Provenance {
                 tier: Tier::Pending,
@@ -370,6 +410,8 @@ fn pending(utterance: &Utterance, error: &CallError, begun: Instant) -> Vec<Insi
                 degraded_from: Some(Tier::Local),
                 config_hash: Tier::Pending.name().into(),
                 latency_ms: begun.elapsed().as_millis() as u32,
+                prompt: None,
+                late: false,
             },
         }
     };

@@ -67,7 +67,7 @@ async fn a_damaged_or_missing_model_lowers_the_rung_with_its_reason() {
 #[tokio::test]
 async fn faulty_settings_and_label_files_are_refused_before_anything_starts() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), "task = 'intent'\nabstain_below = 0.4\nlabels = []").unwrap();
+    fs::write(file.path(), "version = 1\ntask = 'intent'\nabstain_below = 0.4\nlabels = []").unwrap();
     let settings = Settings { intent_labels: Some(file.path().into()), ..Settings::default() };
     let error = Local::start(None, Path::new("nowhere"), &settings).err().unwrap().to_string();
     assert!(error.contains(&file.path().display().to_string()) && error.contains("at least 2"), "{error}");

@@ -1,7 +1,8 @@
 //! One turn, understood: probabilities per label from the turn and its sentences, and the words that carried the decision.
 
 use super::{Question, ReadTurn, embedder::Embedder, head::Head};
-use crate::{labels::Labels, rules::Rules, turn::Turn};
+use crate::{definitions::Definitions, rules::Rules, turn::Turn};
+use arc_swap::ArcSwapOption;
 use contracts::{audio::Role, inference::Task};
 use ndarray::{Array1, Array2, Axis, concatenate};
 use std::{collections::HashMap, ops::Range, sync::Arc};
@@ -26,8 +27,19 @@ const RECENT: usize = 2048;
 
 pub struct Engine {
     embedder: Embedder,
-    tasks: Arc<Vec<Reader>>,
+    /// Replaced as a whole when definitions change.
+    trained: Arc<ArcSwapOption<Trained>>,
+    /// What the last turn was read by.
+    by: Option<Arc<Trained>>,
     recent: Recent,
+}
+
+/// What was learnt from definitions.
+pub struct Trained {
+    definitions: Arc<Definitions>,
+    tasks: Vec<Reader>,
+    /// Of every example, so that one more costs no more than itself.
+    embedded: HashMap<String, Array1<f32>>,
 }
 
 /// What reads one task out of an embedding.
@@ -62,17 +74,18 @@ impl Reading {
 }
 
 impl Engine {
-    pub fn new(embedder: Embedder, tasks: Arc<Vec<Reader>>) -> Self {
-        Self { embedder, tasks, recent: Recent::default() }
+    pub fn new(embedder: Embedder, trained: Arc<ArcSwapOption<Trained>>) -> Self {
+        Self { embedder, trained, by: None, recent: Recent::default() }
     }
 
-    /// Embeds the examples and fits one reader per task.
+    /// Embeds the examples and fits one reader per task; what `before` has embedded is taken from there.
     ///
     /// # Errors
     /// What the model says.
-    pub fn train(embedder: &mut Embedder, labels: &[Labels]) -> Result<Vec<Reader>, String> {
+    pub fn train(embedder: &mut Embedder, definitions: &Arc<Definitions>, before: Option<&Trained>) -> Result<Trained, String> {
         let mut tasks = vec![];
-        for labels in labels {
+        let mut embedded = HashMap::new();
+        for labels in &definitions.labels {
             let rules = Rules::new(labels);
             let (mut texts, mut y) = (vec![], vec![]);
             for (index, label) in labels.labels.iter().enumerate() {
@@ -81,16 +94,28 @@ impl Engine {
                     y.push(index);
                 }
             }
-            let embedded = embedder.embed(&texts)?;
-            let patterns: Vec<f32> = texts.iter().flat_map(|t| patterns(&rules, &Turn::from_text(t))).collect();
-            let patterns = Array2::from_shape_vec((texts.len(), labels.labels.len()), patterns).expect("one weight per text and label");
-            let x = concatenate(Axis(1), &[embedded.view(), patterns.view()]).expect("one row per text in both");
+            let mut rows = vec![];
+            for text in &texts {
+                let known = before.and_then(|b| b.embedded.get(text));
+                let row = match known {
+                    Some(row) => row.clone(),
+                    None => embedder.embed(std::slice::from_ref(text))?.row(0).to_owned(),
+                };
+                rows.extend(patterns_beside(&row, &rules, text));
+                embedded.insert(text.clone(), row);
+            }
+            let x = Array2::from_shape_vec((texts.len(), rows.len() / texts.len()), rows).expect("rows of the same length");
             let kinds = labels.labels.iter().map(|l| Kind { none: l.none, quiet: l.quiet, topic: l.topic, by_agent: l.by_agent }).collect();
             let head = Head::fit(&x, &y, labels.labels.len());
             tasks.push(Reader { task: labels.task, labels: kinds, abstain_below: labels.abstain_below, rules, head });
         }
-        Ok(tasks)
+        Ok(Trained { definitions: definitions.clone(), tasks, embedded })
     }
+}
+
+/// What a head reads: the embedding, then what matches.
+fn patterns_beside(embedded: &Array1<f32>, rules: &Rules, text: &str) -> Vec<f32> {
+    embedded.iter().copied().chain(patterns(rules, &Turn::from_text(text))).collect()
 }
 
 impl ReadTurn for Engine {
@@ -107,9 +132,11 @@ impl ReadTurn for Engine {
         self.recent.recall(said(), &mut seen);
         seen.embed(&mut self.embedder, said())?;
         self.recent.keep(said(), &seen);
+        let by = self.trained.load_full().ok_or("nothing has been learnt yet")?;
+        self.by = Some(by.clone());
         let mut readings = vec![];
         for task in tasks {
-            let reader = self.tasks.iter().find(|r| r.task == *task).expect("every task has a reader");
+            let reader = by.tasks.iter().find(|r| r.task == *task).expect("every task has a reader");
             let topic = reader.topic(&before, &seen);
             let mut reading = Reading { scores: reader.in_context(&whole, &seen, &topic), evidence: None };
             if *evidence && reader.decides(&reading) {
@@ -121,6 +148,10 @@ impl ReadTurn for Engine {
             readings.push(reading);
         }
         Ok(readings)
+    }
+
+    fn definitions(&self) -> Option<Arc<Definitions>> {
+        self.by.as_ref().map(|by| by.definitions.clone())
     }
 }
 

@@ -10,10 +10,11 @@ mod engine;
 mod head;
 
 pub use embedder::Embedder;
-pub use engine::{Engine, Reading};
+pub use engine::{Engine, Reading, Trained};
 pub use head::Head;
 
-use crate::{Settings, labels::Labels, metrics as names, turn::Turn};
+use crate::{Settings, definitions::Definitions, metrics as names, turn::Turn};
+use arc_swap::ArcSwapOption;
 use contracts::{audio::Role, inference::Task};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
@@ -40,6 +41,10 @@ pub trait ReadTurn {
     /// # Errors
     /// What the model says.
     fn read(&mut self, question: &Question) -> Result<Vec<Reading>, String>;
+    /// What the last reading goes by, where that can change.
+    fn definitions(&self) -> Option<Arc<Definitions>> {
+        None
+    }
 }
 
 /// Makes a thread's reader, on that thread.
@@ -76,6 +81,18 @@ pub struct Classifier {
     jobs: Mutex<Option<Sender<Job>>>,
     state: watch::Receiver<State>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    train: Option<Arc<Train>>,
+}
+
+/// Learns other definitions; takes as long as it takes.
+type Train = dyn Fn(&Arc<Definitions>) -> Result<(), String> + Send + Sync;
+
+/// What the classifier found in a turn.
+pub struct Read {
+    /// One per task.
+    pub readings: Vec<Reading>,
+    /// What they go by: not always the newest, which take a moment to learn. `None`: those it was started with.
+    pub definitions: Option<Arc<Definitions>>,
 }
 
 /// What is asked of the classifier.
@@ -95,12 +112,12 @@ struct Job {
     queued: Instant,
     until: Instant,
     begun: Arc<AtomicBool>,
-    reply: oneshot::Sender<Result<Vec<Reading>, ClassifyError>>,
+    reply: oneshot::Sender<Result<Read, ClassifyError>>,
 }
 
 /// A turn on its way through the classifier. Dropping it abandons the work if it has not begun.
 pub struct Pending {
-    reply: oneshot::Receiver<Result<Vec<Reading>, ClassifyError>>,
+    reply: oneshot::Receiver<Result<Read, ClassifyError>>,
     begun: Arc<AtomicBool>,
     queued: Instant,
     until: Instant,
@@ -108,19 +125,46 @@ pub struct Pending {
 
 impl Classifier {
     /// Loads in the background; [`Classifier::state`] tells when it is there, or why not.
-    pub fn start(runtime: Runtime, model: &Path, labels: Vec<Labels>, settings: &Settings) -> Self {
+    pub fn start(runtime: Runtime, model: &Path, definitions: Arc<Definitions>, settings: &Settings) -> Self {
         let model = model.to_owned();
-        let trained: Mutex<Option<_>> = Mutex::default();
+        let trained: Arc<ArcSwapOption<Trained>> = Arc::default();
+        let training: Arc<Mutex<()>> = Arc::default();
+        let train = {
+            let (runtime, model, trained, training) = (runtime.clone(), model.clone(), trained.clone(), training.clone());
+            move |definitions: &Arc<Definitions>| {
+                // Beside the readers, which go on by what they know.
+                let mut embedder = Embedder::load(&runtime, &model)?;
+                let _alone = training.lock();
+                let anew = Engine::train(&mut embedder, definitions, trained.load_full().as_deref())?;
+                trained.store(Some(Arc::new(anew)));
+                Ok(())
+            }
+        };
         let load = move || {
             let mut embedder = Embedder::load(&runtime, &model)?;
-            let mut trained = trained.lock(); // the first thread trains, the others wait for it and share
-            let readers = match &*trained {
-                Some(readers) => Arc::clone(readers),
-                None => trained.insert(Arc::new(Engine::train(&mut embedder, &labels)?)).clone(),
-            };
-            Ok(Box::new(Engine::new(embedder, readers)) as Box<dyn ReadTurn>)
+            let _alone = training.lock(); // the first thread trains, the others wait for it and share
+            if trained.load().is_none() {
+                trained.store(Some(Arc::new(Engine::train(&mut embedder, &definitions, None)?)));
+            }
+            Ok(Box::new(Engine::new(embedder, trained.clone())) as Box<dyn ReadTurn>)
         };
-        Self::spawn(Arc::new(load), settings)
+        Self { train: Some(Arc::new(train)), ..Self::spawn(Arc::new(load), settings) }
+    }
+
+    /// Learns these on a thread of its own; turns are read by what is known until that is done.
+    ///
+    /// # Errors
+    /// What the model says; then nothing has changed.
+    pub async fn learn(&self, definitions: Arc<Definitions>, nice: i32) -> Result<(), String> {
+        let Some(train) = self.train.clone() else { return Ok(()) };
+        let (told, learnt) = oneshot::channel();
+        let body = move || {
+            give_way(nice); // where it is refused, the readers have said so
+            let result = catch_unwind(AssertUnwindSafe(|| train(&definitions)));
+            let _ = told.send(result.unwrap_or_else(|_| Err("learning them panicked".into()))); // an error only says that the asker has gone
+        };
+        thread::Builder::new().name("inference-learn".into()).spawn(body).map_err(|e| format!("no thread to learn them on: {e}"))?;
+        learnt.await.unwrap_or_else(|_| Err("the thread that learnt them has ended".into()))
     }
 
     pub fn spawn(load: Arc<Load>, settings: &Settings) -> Self {
@@ -146,7 +190,7 @@ impl Classifier {
         if threads.is_empty() {
             state.send_replace(State::Failed("no thread could be started for the classifier".into()));
         }
-        Self { jobs: Mutex::new(Some(jobs)), state: watched, threads: Mutex::new(threads) }
+        Self { jobs: Mutex::new(Some(jobs)), state: watched, threads: Mutex::new(threads), train: None }
     }
 
     pub fn state(&self) -> State {
@@ -195,7 +239,7 @@ impl Classifier {
 impl Pending {
     /// # Errors
     /// How it failed; [`ClassifyError::Slow`] and [`ClassifyError::Waited`] when time is up.
-    pub async fn answer(self) -> Result<Vec<Reading>, ClassifyError> {
+    pub async fn answer(self) -> Result<Read, ClassifyError> {
         let time = self.until.saturating_duration_since(Instant::now());
         match tokio::time::timeout(time, self.reply).await {
             Ok(Ok(result)) => result,
@@ -247,7 +291,10 @@ fn work(load: &Load, queue: &Receiver<Job>, state: &watch::Sender<State>) {
         }
         job.begun.store(true, Ordering::Release);
         match catch_unwind(AssertUnwindSafe(|| reader.read(&job.question))) {
-            Ok(result) => drop(job.reply.send(result.map_err(ClassifyError::Model))), // as above
+            Ok(result) => {
+                let read = result.map(|readings| Read { readings, definitions: reader.definitions() });
+                let _ = job.reply.send(read.map_err(ClassifyError::Model)); // as above
+            }
             Err(_) => {
                 let _ = job.reply.send(Err(ClassifyError::Panicked));
                 // Not more often than the breaker above lets turns through while they fail.
