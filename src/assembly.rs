@@ -80,6 +80,12 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         status.keep_by(record.clone());
     }
     let models = Models::load(&config, &status).await?;
+    if let Some(inference) = models.inference.clone() {
+        tasks.spawn("definitions", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+            inference.follow_files(stop).await;
+            Ok(())
+        });
+    }
     if let Some(engine) = models.engine.clone() {
         tasks.spawn("audio", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
             tokio::select! { cause = engine.lost() => anyhow::bail!(cause), () = stop.cancelled() => Ok(()) }

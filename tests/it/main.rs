@@ -12,6 +12,7 @@ mod certs;
 mod collector;
 mod crash;
 mod deepgram_sdk;
+mod definitions;
 mod drain;
 mod finishing;
 mod killed;

@@ -260,8 +260,8 @@ function Chip({ insight, reading }: { insight: Insight; reading: Reading }) {
   const { provenance, abstained } = insight;
   const best = insight.labels[0];
   const task = m.task[insight.task];
-  const source = m.tierTitle(m.tierHelp[provenance.tier], provenance.model, provenance.latency_ms);
-  const tier = <TierBadge tier={provenance.tier} degradedFrom={provenance.degraded_from} title={source} />;
+  const source = m.tierTitle(m.tierHelp[provenance.tier], provenance.model, provenance.latency_ms, provenance.prompt);
+  const tier = <TierBadge tier={provenance.tier} degradedFrom={provenance.degraded_from} late={provenance.late} title={source} />;
   if (abstained !== null || !best) {
     return (
       <span class="chip abstained" title={m.call.abstainedWhy(abstained ?? m.notKnown)}>

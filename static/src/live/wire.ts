@@ -107,7 +107,15 @@ export interface Insight {
   labels: { name: string; score: number }[];
   abstained: string | null;
   evidence: Evidence[];
-  provenance: { tier: Tier; model: string; degraded_from: Tier | null; config_hash: string; latency_ms: number };
+  provenance: {
+    tier: Tier;
+    model: string;
+    degraded_from: Tier | null;
+    config_hash: string;
+    latency_ms: number;
+    prompt: string | null;
+    late: boolean;
+  };
   superseded_by: string | null;
   created_at: string;
 }
@@ -150,6 +158,7 @@ export interface TierStatus {
   task: Task;
   tier: Tier;
   degraded: string | null;
+  stale: string | null;
 }
 
 export interface ServerStatus {

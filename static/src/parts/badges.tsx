@@ -5,13 +5,14 @@ import { labelled, m } from '../messages';
 import { Icon, MoodSign } from './icon';
 import { mood } from './sentiment';
 
-export function TierBadge({ tier, degradedFrom, title }: { tier: Tier; degradedFrom?: Tier | null; title?: string }) {
+export function TierBadge({ tier, degradedFrom, late, title }: { tier: Tier; degradedFrom?: Tier | null; late?: boolean; title?: string }) {
   const lowered = degradedFrom ? m.degradedFrom(m.tier[degradedFrom]) : null;
   return (
-    <span class={`tier ${tier}${lowered ? ' lowered' : ''}`} title={[title ?? m.tierHelp[tier], lowered].filter(Boolean).join(' · ')}>
+    <span class={`tier ${tier}${lowered ? ' lowered' : ''}`} title={[title ?? m.tierHelp[tier], lowered, late && m.lateHelp].filter(Boolean).join(' · ')}>
       {lowered && <Icon name="step" />}
       {m.tier[tier] ?? tier}
       {lowered && <span class="sr"> {lowered}</span>}
+      {late && ` · ${m.late}`}
     </span>
   );
 }

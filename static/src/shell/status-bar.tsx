@@ -44,7 +44,7 @@ export function StatusBar() {
 function alike(tiers: TierStatus[]): TierStatus[][] {
   const groups = new Map<string, TierStatus[]>();
   for (const tier of tiers) {
-    const key = `${tier.tier} ${tier.degraded ?? ''}`;
+    const key = `${tier.tier} ${tier.degraded ?? ''} ${tier.stale ?? ''}`;
     groups.set(key, [...(groups.get(key) ?? []), tier]);
   }
   return [...groups.values()];
@@ -59,6 +59,11 @@ function Tier({ tiers }: { tiers: TierStatus[] }) {
       {tier.degraded && (
         <span class="warn why" title={tier.degraded}>
           <Icon name="warning" /> {tier.degraded}
+        </span>
+      )}
+      {tier.stale && (
+        <span class="warn why" title={tier.stale}>
+          <Icon name="warning" /> {tier.stale}
         </span>
       )}
     </span>
