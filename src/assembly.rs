@@ -5,7 +5,7 @@
 
 use crate::{
     config::{Config, Place, Role},
-    dial,
+    dial, registry,
 };
 use actix_web::{App, HttpServer};
 use anyhow::Context;
@@ -35,6 +35,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Threads for sockets and HTTP; they compute nothing.
 const HTTP_WORKERS: usize = 2;
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where a process listens.
 #[derive(Clone, Debug, Serialize)]
@@ -77,6 +79,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         status.counts("api", "SQLite, by its own count", Arc::new(Record::memory_bytes));
     }
     if let Some(record) = &record {
+        watch_record(record.clone(), &status, &mut tasks);
         status.keep_by(record.clone());
     }
     let models = Models::load(&config, &status).await?;
@@ -95,26 +98,35 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     let mut dials = Dials::default();
     let handles = Handles::build(&config, &models, &network, record.clone(), &mut dials)?;
     dial::name_hosted(&status, &config);
-    let conversations = record.is_some().then(|| handles.conversations.clone()).flatten();
-    if handles.any() {
-        dial::attend(Arc::new(dials), record.clone(), &config, &status, &mut tasks);
-    }
-    let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
-    watch_bus(&config, bus, &status, &mut tasks);
-    let grpc = match &config.grpc.listen {
-        Some(listen) => {
-            let services = fabric::Services {
-                audio: models.engine.clone().map(|e| e as Arc<dyn Audio>),
-                inference: models.inference.clone().map(|i| i as Arc<dyn Inference>),
-                conversations,
-            };
-            let server = network.serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?;
-            let bound = server.address().to_owned();
-            tasks.spawn("grpc", OnEnd::ExitProcess, fabric::Drain::default().limit() + STOP_LIMIT, |stop| server.run(stop));
-            Some(bound)
+    let services = fabric::Services {
+        audio: models.engine.clone().map(|e| e as Arc<dyn Audio>),
+        inference: models.inference.clone().map(|i| i as Arc<dyn Inference>),
+        conversations: record.is_some().then(|| handles.conversations.clone()).flatten(),
+    };
+    let served = services.names();
+    let server = match &config.grpc.listen {
+        Some(listen) => Some(network.serve(listen, services).await.with_context(|| format!("grpc.listen {listen}"))?),
+        None => None,
+    };
+    let grpc = server.as_ref().map(|server| server.address().to_owned());
+    let dials = handles.any().then(|| Arc::new(dials));
+    let nodes = redis.as_ref().filter(|_| config.finds_peers()).map(|redis| redis.nodes(&config.grpc.cluster));
+    let registration = match nodes {
+        Some(nodes) => {
+            let address = grpc.as_ref().map(|bound| config.discovery.advertise.as_ref().unwrap_or(bound).clone());
+            let own = registry::Own { address, modules: served };
+            registry::attend(nodes, &network, own, dials.clone(), &config, &status, &mut tasks).await.context("discovery")?
         }
         None => None,
     };
+    if let Some(dials) = &dials {
+        dial::attend(dials, record.clone(), &config, &status, &mut tasks);
+    }
+    let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
+    watch_bus(&config, bus, &status, &mut tasks);
+    if let Some(server) = server {
+        tasks.spawn("grpc", OnEnd::ExitProcess, fabric::Drain::default().limit() + STOP_LIMIT, |stop| server.run(stop));
+    }
     tasks.spawn("metrics", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
         tokio::select! { () = metrics.upkeep() => {}, () = stop.cancelled() => {} }
         Ok(())
@@ -129,6 +141,9 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         failure = tasks.failed() => Some(failure),
     };
     status.drain();
+    if let Some(registration) = &registration {
+        registration.leave().await;
+    }
     if let Some(ingest) = &front.ingest {
         ingest.drain(DRAIN_LIMIT).await;
     }
@@ -401,7 +416,7 @@ fn watch_bus(config: &Config, bus: Arc<dyn Bus>, status: &Status, tasks: &mut Su
                 name: "bus".into(),
                 mode: admin::Mode::Remote,
                 endpoint: Some(url.clone()),
-                state: admin::ModuleState::Ready,
+                state: if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded },
                 detail: trouble.unwrap_or_else(|| "serving".into()),
             });
             tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => break }
@@ -431,8 +446,34 @@ fn watch_cache(config: &Config, cache: Arc<cache::Front>, status: &Status, tasks
                 name: "cache".into(),
                 mode: admin::Mode::Remote,
                 endpoint: url.clone(),
-                state: admin::ModuleState::Ready,
+                state: if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded },
                 detail: trouble.unwrap_or_else(|| "serving".into()),
+            });
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
+        }
+    });
+}
+
+/// Shows whether a database that processes share answers; never a reason to be unready, as above.
+fn watch_record(record: Arc<Record>, status: &Status, tasks: &mut Supervisor) {
+    let Some(server) = record.shared_at() else { return };
+    let status = status.clone();
+    tasks.spawn("record-probe", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
+        let mut look = tokio::time::interval(PROBE_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let trouble = match tokio::time::timeout(PROBE_LIMIT, record.probe()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("it does not answer within {} ms", PROBE_LIMIT.as_millis())),
+            };
+            status.set(admin::Module {
+                name: "record".into(),
+                mode: admin::Mode::Remote,
+                endpoint: Some(server.clone()),
+                state: if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded },
+                detail: trouble
+                    .map_or_else(|| "serving".into(), |why| format!("{why}; callers are heard, and what is said is kept until it is back")),
             });
             tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
         }

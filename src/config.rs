@@ -1,6 +1,7 @@
 //! The whole configuration of a process: one struct, each field a module's own `Settings`. Checked before anything binds.
 
 use contracts::route::{Dial, Mode, StepBack};
+use fabric::discovery;
 use platform::{bus, cache, settings, telemetry, trace};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -24,6 +25,7 @@ pub struct Config {
     pub auth: Auth,
     pub bus: bus::Settings,
     pub cache: cache::Settings,
+    pub discovery: discovery::Settings,
     pub modules: Modules,
     pub log: telemetry::Settings,
     pub otlp: trace::Settings,
@@ -151,6 +153,7 @@ impl Default for Config {
             auth: Auth::default(),
             bus: bus::Settings::default(),
             cache: cache::Settings::default(),
+            discovery: discovery::Settings::default(),
             modules: Modules::default(),
             log: telemetry::Settings::default(),
             otlp: trace::Settings::default(),
@@ -210,6 +213,11 @@ impl Config {
         self.bus.kind == bus::Kind::Redis
     }
 
+    /// Whether peers come and go by the registry.
+    pub fn finds_peers(&self) -> bool {
+        self.discovery.kind == discovery::Kind::Redis
+    }
+
     /// Callers' sockets: where the record is; with a shared bus also where audio is heard, if the record is named there.
     pub fn hosts_ingest(&self) -> bool {
         self.roles.contains(&Role::Api) || self.shares_bus() && self.roles.contains(&Role::Audio) && self.modules.api.dial().asks_remote()
@@ -246,6 +254,22 @@ impl Config {
         if let Err(problem) = self.cache.check(&self.bus) {
             return refuse("cache", problem);
         }
+        if let Err(problem) = self.discovery.check() {
+            return refuse("discovery", problem);
+        }
+        if self.finds_peers() && !self.shares_bus() {
+            return refuse(
+                "discovery.kind",
+                "redis keeps the registry on the Redis of the bus: expected bus.kind = \"redis\" and a bus.url".into(),
+            );
+        }
+        if let (true, None, Some(listen)) = (self.finds_peers(), &self.discovery.advertise, &self.grpc.listen)
+            && ["0.0.0.0", "[::]"].iter().any(|any| listen.contains(any))
+        {
+            let problem =
+                format!("grpc.listen is {listen}, which others cannot connect to: expected an address such as https://10.0.0.7:7443");
+            return refuse("discovery.advertise", problem);
+        }
         let record_elsewhere = self.modules.api.mode != Mode::Local || !self.modules.api.endpoints.is_empty();
         if record_elsewhere && !self.shares_bus() {
             let problem = "elsewhere needs a bus that processes share: expected bus.kind = \"redis\" and a bus.url, \
@@ -269,7 +293,7 @@ impl Config {
             let key = format!("modules.{name}");
             let hosted = self.roles.contains(&role);
             let dial = place.dial();
-            if dial.asks_remote() && place.endpoints.is_empty() {
+            if dial.asks_remote() && place.endpoints.is_empty() && !self.finds_peers() {
                 return refuse(&format!("{key}.endpoints"), format!("none given; {dial} needs at least one"));
             }
             for (name, percent) in [("remote_percent", dial.remote_percent), ("shadow_percent", dial.shadow_percent)] {

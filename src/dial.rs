@@ -22,15 +22,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts what the dials need for as long as the process runs.
-pub fn attend(dials: Arc<Dials>, record: Option<Arc<Record>>, config: &Config, status: &Status, tasks: &mut Supervisor) {
+pub fn attend(dials: &Arc<Dials>, record: Option<Arc<Record>>, config: &Config, status: &Status, tasks: &mut Supervisor) {
     status.dial_by(dials.clone());
-    tell(&dials, status);
+    tell(dials, status);
     let looking = dials.clone();
     tasks.spawn("dials", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
         looking.run(stop).await;
         Ok(())
     });
-    let status = status.clone();
+    let (dials, status) = (dials.clone(), status.clone());
     let mut watched = Watched {
         seen: config.source.file.as_deref().and_then(stamp),
         source: config.source.clone(),
@@ -93,6 +93,9 @@ fn as_module(view: RouteView) -> Module {
     let reachable = targets.iter().any(|target| target.down.is_none());
     let state = if reachable { ModuleState::Ready } else { ModuleState::Failing };
     let detail = match (down, dial.mode) {
+        _ if targets.is_empty() => {
+            format!("nobody is known who hosts {}; a process that does writes itself into the registry", view.module)
+        }
         (Some(why), _) => why,
         (None, Mode::Routed) => dial.to_string(),
         (None, Mode::Local | Mode::Remote) => "serving".into(),

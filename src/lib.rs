@@ -6,5 +6,6 @@ pub mod cli;
 pub mod client;
 pub mod config;
 mod dial;
+mod registry;
 
 pub use assembly::{Addresses, run};

@@ -129,7 +129,7 @@ fn say(module: &str, turned: &Turned) {
 
 fn show(report: &Report, module: Option<&str>) {
     let chosen = |name: &str| module.is_none_or(|module| module == name);
-    for RouteView { module, version, dial, targets } in report.routes.iter().filter(|route| chosen(&route.module)) {
+    for RouteView { module, version, dial, targets, .. } in report.routes.iter().filter(|route| chosen(&route.module)) {
         println!("{module:<10} {}, version {version}", standing(dial));
         for target in targets {
             let seen = &target.recent;

@@ -1,8 +1,11 @@
-//! `quickcomm split`: three processes of this binary on this machine, one per role, over Unix sockets in the data folder.
+//! `quickcomm split`: three processes of this binary on this machine, one per role, over Unix sockets in the data folder. With a Redis and a
+//! PostgreSQL they share those, its own ones if asked for; then there may be two for the role api, behind HAProxy.
 //!
 //! Invariants: all of them stop before this command ends, the one that callers talk to first; one that ends by itself is shown and not
 //! started again, and then the command fails in the end. When this command is killed they stop too, in the same order: each watches a
 //! lock that the kernel gives away when its holders are gone.
+
+mod private;
 
 use crate::config::Config;
 use anyhow::{Context, bail};
@@ -45,6 +48,12 @@ pub struct Options {
     /// Health and metrics of the api process; port 0 takes a free one. The others take free ones.
     #[arg(long)]
     admin: Option<SocketAddr>,
+    /// Bring a Redis and a PostgreSQL along: on free ports of loopback, with their data in the data folder; they stop with this command.
+    #[arg(long)]
+    private: bool,
+    /// Two api processes, and HAProxy in front of them. Needs a Redis and a PostgreSQL that they share.
+    #[arg(long)]
+    balanced: bool,
     /// Tell states as lines of JSON.
     #[arg(long)]
     json: bool,
@@ -71,7 +80,8 @@ impl fmt::Display for State {
 }
 
 struct Process {
-    role: &'static str,
+    /// Its role, and its number where there are two of it.
+    name: String,
     child: Child,
     pid: u32,
     /// As it announced them.
@@ -82,7 +92,11 @@ struct Process {
 
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let config = Config::load(options.config.as_deref(), serde_json::json!({}))?;
-    let shares_bus = config.shares_bus();
+    let shares_bus = config.shares_bus() || options.private;
+    let shares_record = !config.api.record.url.expose().is_empty() || options.private;
+    if options.balanced && !(shares_bus && shares_record) {
+        bail!("--balanced needs a bus and a record that two api processes share: expected --private, or bus.url and api.record.url");
+    }
     let data = options.data.clone().unwrap_or(config.data);
     let folder = data.join("split");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -93,42 +107,56 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     // The api process stops when this one is gone; the others when that one is gone too, because it holds its lock together with us.
     let (ours, shared) = (hold(&folder, "split.lock")?, hold(&folder, "api.lock")?);
+    let apis: &[&str] = if options.balanced { &["api-1", "api-2"] } else { &["api"] };
     let remote = |command: &mut Command, module: &str| {
         let key = |name: &str| format!("QUICKCOMM_MODULES__{}__{name}", module.to_uppercase());
+        let at: &[&str] = if module == "api" { apis } else { &[module] };
+        let endpoints: Vec<String> = at.iter().map(|name| format!("\"unix:{}\"", socket(name).display())).collect();
         command.env(key("MODE"), "remote");
-        command.env(key("ENDPOINTS"), format!("[\"unix:{}\"]", socket(module).display()));
+        command.env(key("ENDPOINTS"), format!("[{}]", endpoints.join(",")));
     };
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let view = View::new(options.json);
+    let view = View::new(options.json, ["audio", "inference"].iter().chain(apis));
 
+    let mut ground = private::Ground { env: vec![], servers: vec![] };
+    if options.private {
+        view.say("starting a private Redis and PostgreSQL");
+        ground = tokio::task::block_in_place(|| private::lay(&folder))?;
+        ground.servers.iter().for_each(|server| view.show_server(server));
+    }
     let mut processes = vec![];
-    for role in ["audio", "inference", "api"] {
+    for name in ["audio", "inference"].iter().chain(apis).copied() {
+        let role = name.split('-').next().unwrap_or(name);
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
-        command.arg("serve").args(["--json", "--roles", role]).arg("--data").arg(&data);
+        command.arg("serve").args(["--json", "--roles", role]).envs(ground.env.iter().cloned());
+        // Two that keep recordings keep them apart.
+        command.arg("--data").arg(if options.balanced && role == "api" { data.join(name) } else { data.clone() });
         command.arg("--while-locked").arg(if role == "api" { &ours.path } else { &shared.path });
         if let Some(file) = &options.config {
             command.arg("--config").arg(file);
         }
         if role == "api" {
-            for (flag, addr) in [("--http", options.http), ("--admin", options.admin)] {
+            let anywhere = options.balanced.then_some(SocketAddr::from(([127, 0, 0, 1], 0)));
+            for (flag, addr) in [("--http", anywhere.or(options.http)), ("--admin", anywhere.or(options.admin))] {
                 command.args(addr.map(|addr| [flag.to_owned(), addr.to_string()]).into_iter().flatten());
             }
             ["audio", "inference"].into_iter().for_each(|module| remote(&mut command, module));
             if shares_bus {
-                command.args(["--grpc", &format!("unix:{}", socket(role).display())]);
+                command.args(["--grpc", &format!("unix:{}", socket(name).display())]);
             }
         } else {
             if shares_bus && role == "inference" {
                 remote(&mut command, "api"); // the transcript worker is there, and asks who speaks
             }
-            command.args(["--admin", "127.0.0.1:0", "--grpc", &format!("unix:{}", socket(role).display())]);
+            command.args(["--admin", "127.0.0.1:0", "--grpc", &format!("unix:{}", socket(name).display())]);
         }
         // What stdin is, the child keeps open, and with it the lock; it reads nothing from there.
         let stdin = if role == "api" { shared.file.try_clone().context("sharing a lock")?.into() } else { Stdio::null() };
-        processes.push(start(role, command.stdin(stdin), &folder)?);
+        processes.push(start(name, command.stdin(stdin), &folder)?);
     }
+    let front = options.balanced.then_some(options.http.unwrap_or(config.http.addr));
     let outcome = tokio::select! {
-        outcome = watch(&mut processes, &view) => outcome,
+        outcome = watch(&mut processes, &mut ground.servers, front.map(|front| (front, &*folder)), &view) => outcome,
         () = told(&mut interrupt, &mut terminate) => Ok(()),
     };
     let lost = processes.iter().any(|process| matches!(process.state, State::Ended(_)));
@@ -136,6 +164,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         () = stop(&mut processes, &view) => {}
         () = told(&mut interrupt, &mut terminate) => view.say("told twice: the processes are cut off"),
     }
+    tokio::task::block_in_place(|| drop(ground));
     outcome?;
     Ok(if lost { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -162,25 +191,38 @@ fn hold(folder: &Path, name: &str) -> anyhow::Result<Lock> {
     }
 }
 
-fn start(role: &'static str, command: &mut Command, folder: &Path) -> anyhow::Result<Process> {
-    let log = folder.join(format!("{role}.log"));
+fn start(name: &str, command: &mut Command, folder: &Path) -> anyhow::Result<Process> {
+    let log = folder.join(format!("{name}.log"));
     let said = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
     // A group of its own: ctrl-c in the terminal reaches us alone, and we stop them in order.
     command.stdout(Stdio::piped()).stderr(said).process_group(0);
-    let child = command.spawn().with_context(|| format!("starting the {role} process"))?;
+    let child = command.spawn().with_context(|| format!("starting the {name} process"))?;
     let pid = child.id();
-    Ok(Process { role, child, pid, addresses: Value::Null, log, state: State::Starting })
+    Ok(Process { name: name.into(), child, pid, addresses: Value::Null, log, state: State::Starting })
 }
 
 /// Until every process has ended.
-async fn watch(processes: &mut [Process], view: &View) -> anyhow::Result<()> {
+async fn watch(
+    processes: &mut [Process],
+    servers: &mut Vec<private::Server>,
+    balanced: Option<(SocketAddr, &Path)>,
+    view: &View,
+) -> anyhow::Result<()> {
     for process in processes.iter() {
         view.show(process);
     }
     let mut starting: Vec<_> = processes.iter_mut().map(announced).collect();
     futures::future::try_join_all(starting.drain(..)).await?;
     drop(starting);
-    if let Some(front) = processes.iter().find_map(|process| process.addresses["http"].as_str()) {
+    if let Some((front, folder)) = balanced {
+        let at = |process: &Process, key: &str| process.addresses[key].as_str().map(str::to_owned);
+        let nodes: Vec<_> = processes.iter().filter_map(|process| Some((at(process, "http")?, at(process, "admin")?))).collect();
+        let front = if front.port() == 0 { private::free_port()? } else { front };
+        let proxy = tokio::task::block_in_place(|| private::balance(folder, front, &nodes))?;
+        view.show_server(&proxy);
+        servers.push(proxy);
+        view.say(&format!("dashboard  http://{front}/"));
+    } else if let Some(front) = processes.iter().find_map(|process| process.addresses["http"].as_str()) {
         view.say(&format!("dashboard  http://{front}/"));
     }
     let client = super::http_client()?;
@@ -195,6 +237,10 @@ async fn watch(processes: &mut [Process], view: &View) -> anyhow::Result<()> {
                 view.show(process);
             }
         }
+        for server in servers.iter_mut().filter(|server| !server.runs() && !server.ended) {
+            server.ended = true;
+            view.show_server(server);
+        }
     }
     Ok(())
 }
@@ -207,7 +253,7 @@ async fn announced(process: &mut Process) -> anyhow::Result<()> {
         BufReader::new(stdout).read_line(&mut line).map(|_| line)
     });
     let read = tokio::time::timeout(START_LIMIT, reading).await;
-    let line = read.with_context(|| format!("the {} process did not start in {} s", process.role, START_LIMIT.as_secs()))??;
+    let line = read.with_context(|| format!("the {} process did not start in {} s", process.name, START_LIMIT.as_secs()))??;
     process.addresses = serde_json::from_str(&line?).unwrap_or_default();
     Ok(())
 }
@@ -295,18 +341,19 @@ async fn stop(processes: &mut [Process], view: &View) {
 
 /// A line per process that changes in place, or one after another where nobody looks.
 struct View {
-    bars: Option<(MultiProgress, [(&'static str, ProgressBar); 3])>,
+    bars: Option<(MultiProgress, Vec<(String, ProgressBar)>)>,
     json: bool,
 }
 
 impl View {
-    fn new(json: bool) -> Self {
+    fn new<'a>(json: bool, names: impl Iterator<Item = &'a &'static str>) -> Self {
         if json || !std::io::stdout().is_terminal() {
             return Self { bars: None, json };
         }
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
         let style = ProgressStyle::with_template("  {msg}").expect("a fixed template");
-        let bars = ["api", "audio", "inference"].map(|role| (role, all.add(ProgressBar::new_spinner().with_style(style.clone()))));
+        let bars = names.map(|name| ((*name).to_owned(), all.add(ProgressBar::new_spinner().with_style(style.clone()))));
+        let bars = bars.collect();
         Self { bars: Some((all, bars)), json }
     }
 
@@ -322,8 +369,17 @@ impl View {
         }
     }
 
+    fn show_server(&self, server: &private::Server) {
+        let told = server.as_json();
+        let state = told["state"].as_str().unwrap_or_default();
+        match self.json {
+            true => println!("{told}"),
+            false => self.say(&format!("{:<10} pid {:<8} {:>8}  {:<40} {state}", server.name, server.pid, "", server.at)),
+        }
+    }
+
     fn show(&self, process: &Process) {
-        let Process { role, pid, state, log, .. } = process;
+        let Process { name: role, pid, state, log, .. } = process;
         let (place, memory) = (process.place(), process.memory_mb());
         let line = format!("{role:<10} pid {pid:<8} {memory:>5} MB  {place:<40} {state}");
         match &self.bars {

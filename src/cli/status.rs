@@ -67,8 +67,21 @@ fn for_people(topology: &Value) -> String {
         let _ = writeln!(lines, "loaded: measured, by how much the process grew; holds: counted now ({})\n", held.join(", "));
     }
 
-    let mut targets =
-        Table::new(["module", "target", "answers", "version", "up", "breaker", "slots", "streams", "calls", "failed", "p50 ms", "p99 ms"]);
+    let mut targets = Table::new([
+        "module",
+        "target",
+        "known from",
+        "answers",
+        "version",
+        "up",
+        "breaker",
+        "slots",
+        "streams",
+        "calls",
+        "failed",
+        "p50 ms",
+        "p99 ms",
+    ]);
     for route in all(&topology["routes"]) {
         for target in all(&route["targets"]) {
             let recent = &target["recent"];
@@ -78,7 +91,11 @@ fn for_people(topology: &Value) -> String {
             let measured = |name: &str| if recent["calls"] == 0 { "-".into() } else { figure(&recent[name], 1) };
             let slots = format!("{}/{}", target["calls"], target["slots"]);
             let up = if local { age(&process["uptime_s"]) } else { since(&target["run"]) };
-            let named = [text(&route["module"]), text(&target["name"]), answers, version, up, text(&target["breaker"]), slots];
+            let known = match (target["source"].as_str(), target["lease_ms"].as_f64()) {
+                (Some("registry"), Some(left)) => format!("registry, lease {:.1} s", left / 1000.0),
+                (source, _) => source.unwrap_or("-").to_owned(),
+            };
+            let named = [text(&route["module"]), text(&target["name"]), known, answers, version, up, text(&target["breaker"]), slots];
             let counted = [target["streams"].to_string(), recent["calls"].to_string(), recent["failed"].to_string()];
             targets.row(named.into_iter().chain(counted).chain([measured("p50_ms"), measured("p99_ms")]));
         }
@@ -88,6 +105,11 @@ fn for_people(topology: &Value) -> String {
         if let Some(why) = target["down"].as_str() {
             let _ = writeln!(lines, "{} does not answer: {why}\n", text(&target["name"]));
         }
+    }
+
+    for lost in all(&topology["routes"]).flat_map(|route| all(&route["lost"])) {
+        let at: String = text(&lost["at"]).chars().skip(11).take(8).collect();
+        let _ = writeln!(lines, "{} is asked no more: {} at {at}\n", text(&lost["name"]), text(&lost["why"]));
     }
 
     let mut hops = Table::new(["hop", "module", "limit ms", "p50 ms", "p99 ms", "count", "over"]);
@@ -186,7 +208,8 @@ mod tests {
     #[test]
     fn the_picture_is_aligned_and_says_what_is_not_known() {
         let target = |name: &str, down: Value, run: Value| {
-            json!({ "name": name, "down": down, "run": run, "breaker": "closed", "calls": 1, "slots": 256, "streams": 0,
+            let known = if name == "local" { json!([null, null]) } else { json!(["registry", 4200]) };
+            json!({ "name": name, "source": known[0], "lease_ms": known[1], "down": down, "run": run, "breaker": "closed", "calls": 1, "slots": 256, "streams": 0,
                 "recent": { "calls": 0, "failed": 0, "p50_ms": 0.0, "p99_ms": 0.0 } })
         };
         let said = for_people(&json!({
@@ -198,7 +221,7 @@ mod tests {
             "routes": [{ "module": "audio", "targets": [
                 target("local", Value::Null, Value::Null),
                 target("unix:/x", json!("nobody there"), json!({ "id": "1f", "up_s": 130, "restarts": 2 })),
-            ] }],
+            ], "lost": [{ "name": "unix:/y", "at": "2026-01-31T12:00:01Z", "why": "its lease ended" }] }],
             "hops": [{ "name": "decode", "module": "audio", "limit_ms": 150.0, "p50_ms": null, "p99_ms": null, "count": 0, "violations": 0 }],
             "changes": [],
         }));
@@ -208,9 +231,10 @@ mod tests {
             "module  runs   state  cpu   loaded   holds    wait p99  refused  detail",
             "audio   local  ready  0.25  256 MiB  0.9 MiB  -         3        serving",
             "loaded: measured, by how much the process grew; holds: counted now (audio: audio kept)",
-            "audio   local    yes      0.1.0    7 s                  closed   1/256  0        0      0       -       -",
+            "audio   local    -                      yes      0.1.0    7 s                  closed   1/256  0        0      0       -       -",
             "unix:/x does not answer: nobody there",
-            "audio   unix:/x  no       -        2 min, restarted 2x  closed   1/256  0        0      0       -       -",
+            "audio   unix:/x  registry, lease 4.2 s  no       -        2 min, restarted 2x  closed   1/256  0        0      0       -       -",
+            "unix:/y is asked no more: its lease ended at 12:00:01",
             "decode  audio   150       -       -       0      0",
         ] {
             assert!(said.lines().any(|said| said == line), "{line:?} is not in\n{said}");

@@ -1,6 +1,6 @@
 //! The dashboard in headless Chromium.
 
-use crate::support::{ROOT, Server, demo_calls, models, words};
+use crate::support::{ROOT, Server, demo_calls, ground::Ground, models, words};
 use quickcomm::cli::demo::speak;
 use std::{
     path::{Path, PathBuf},
@@ -81,6 +81,37 @@ async fn the_dial_is_turned_on_the_topology_page() {
     let seen = browse("topology.mjs", &arguments).await;
     assert!(seen["refused"].as_str().is_some_and(|refused| refused.contains("inference is local")), "{seen}");
     drop(there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_are_away_and_peers_that_are_gone_are_shown() {
+    let (Some(_), Some(_), Some(mut ground)) = (models(), playwright(), Ground::lay_alone()) else { return };
+    let front = ground.serve_found("front", "api,audio", &["inference"]);
+    let mut there = ground.serve_found("there", "inference", &["api"]);
+    let (url, peer) = (front.http.clone(), ground.socket("there"));
+    let shows = async |state: &str| {
+        let mut arguments = vec![url.clone(), state.to_owned(), peer.clone()];
+        arguments.extend(std::env::var("SCREENSHOTS_TO").ok());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        browse("servers.mjs", &arguments).await
+    };
+    shows("ready").await;
+    there.kill();
+    let seen = shows("lost").await;
+    assert!(seen["lost"].as_str().is_some_and(|lost| lost.contains("its lease ended")), "{seen}");
+    there.kill_and_restart();
+    shows("ready").await;
+    ground.redis.kill();
+    ground.postgres.kill();
+    let seen = shows("degraded").await;
+    let servers = seen["servers"].as_str().unwrap_or_default();
+    for says in ["what is said is kept until it is back", "is PostgreSQL running there", "last known peers stand"] {
+        assert!(servers.contains(says), "{says:?} is not in {servers}");
+    }
+    assert_eq!(reqwest::get(format!("{}/readyz", front.admin)).await.unwrap().status(), 200, "callers are heard all the same");
+    ground.redis.start_again();
+    ground.postgres.start_again();
+    shows("ready").await;
 }
 
 /// 16-bit mono at 48 kHz.

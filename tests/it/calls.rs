@@ -1,6 +1,6 @@
 //! The demo calls through one process: heard nearly word for word, understood, recorded once, and the record says what the caller was told.
 
-use crate::support::{Server, demo_calls, eventually, models, script_text, texts, words};
+use crate::support::{Server, demo_calls, eventually, get, models, script_text, texts, words};
 use quickcomm::{
     calls::DemoCall,
     cli::demo::speak,
@@ -23,12 +23,12 @@ pub async fn play(calls: Vec<DemoCall>, url: &str) -> Vec<(DemoCall, String, Vec
     futures::future::join_all(playing).await
 }
 
-/// All rows of a paged collection.
-pub async fn all(server: &Server, path: &str) -> Vec<Value> {
+/// All rows of a paged collection; of a server, or of whoever is at an address.
+pub async fn all(server: &(impl AsRef<str> + ?Sized), path: &str) -> Vec<Value> {
     let mut rows = vec![];
     let mut cursor = String::new();
     loop {
-        let page = server.get(&format!("{path}?limit=200{cursor}")).await;
+        let page = get(server.as_ref(), &format!("{path}?limit=200{cursor}")).await;
         rows.extend(page["data"].as_array().expect("a page has data").clone());
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

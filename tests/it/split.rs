@@ -70,16 +70,22 @@ async fn demo_calls_run_through_three_processes() {
 }
 
 /// `quickcomm split`, and what it tells as lines.
-struct Split {
+pub struct Split {
     child: Child,
     lines: Box<dyn Iterator<Item = Value>>,
 }
 
 impl Split {
     fn start(data: &std::path::Path) -> Self {
+        Self::start_with(data, &[], &[])
+    }
+
+    pub fn start_with(data: &std::path::Path, options: &[&str], env: &[(String, String)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
             .args(["split", "--json", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"])
             .arg(data)
+            .args(options)
+            .envs(env.iter().map(|(key, value)| (key, value)))
             .current_dir(ROOT)
             .stdout(Stdio::piped())
             .spawn()
@@ -95,14 +101,40 @@ impl Split {
     }
 
     /// The first line that tells this, and the pid in it.
-    fn wait_for(&mut self, role: &str, state: &str) -> u32 {
+    pub fn wait_for(&mut self, role: &str, state: &str) -> u32 {
         let told = |line: &Value| line["role"] == role && line["state"].as_str().is_some_and(|told| told.starts_with(state));
         let line = self.lines.find(told).unwrap_or_else(|| panic!("{role} was never {state}"));
         u32::try_from(line["pid"].as_u64().unwrap()).unwrap()
     }
 
+    /// The first lines that tell this of each of them.
+    pub fn wait_for_all<const N: usize>(&mut self, roles: [&str; N], state: &str) -> [Value; N] {
+        let mut told = [const { Value::Null }; N];
+        while told.contains(&Value::Null) {
+            let line = self.lines.next().unwrap_or_else(|| panic!("{roles:?} were never {state}: {told:?}"));
+            let at = roles.iter().position(|role| line["role"] == *role && line["state"] == state);
+            if let Some(at) = at {
+                told[at] = line;
+            }
+        }
+        told
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Where callers and viewers connect; told before anybody is ready.
+    pub fn front(&mut self) -> String {
+        let dashboard = |line: &Value| line["said"].as_str().is_some_and(|said| said.starts_with("dashboard"));
+        let said = self.lines.find(dashboard).expect("it says where the dashboard is");
+        said["said"].as_str().unwrap().rsplit(' ').next().unwrap().trim_end_matches('/').to_owned()
+    }
+
     /// Ctrl-c, and the exit code.
-    fn interrupt(mut self) -> Option<i32> {
+    pub fn interrupt(mut self) -> Option<i32> {
         Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
         let begun = Instant::now();
         self.lines.by_ref().for_each(drop);
@@ -122,7 +154,7 @@ impl Drop for Split {
     }
 }
 
-fn runs(pid: u32) -> bool {
+pub fn runs(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
@@ -133,8 +165,7 @@ async fn split_starts_three_processes_and_stops_them_together() {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut split = Split::start(folder.path());
-    let said = split.lines.find(|line| line["said"].is_string()).expect("it says where the dashboard is");
-    let front = said["said"].as_str().unwrap().rsplit(' ').next().unwrap().to_owned();
+    let front = split.front();
     assert!(reqwest::get(&front).await.unwrap().status().is_success(), "{front}");
     let mut pids = vec![];
     for role in ["audio", "inference"] {
@@ -172,8 +203,7 @@ async fn a_split_that_is_killed_leaves_no_process_behind() {
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(!second.status.success() && said.contains("another `quickcomm split` runs in"), "{said}");
 
-    split.child.kill().unwrap(); // kill -9
-    split.child.wait().unwrap();
+    split.kill();
     eventually("all three end", Duration::from_secs(40), async || (!pids.0.iter().any(|pid| runs(*pid))).then_some(())).await;
     for role in ["audio", "inference", "api"] {
         let log = std::fs::read_to_string(folder.path().join("split").join(format!("{role}.log"))).unwrap();

@@ -51,6 +51,8 @@ pub enum Mode {
 #[serde(rename_all = "snake_case")]
 pub enum ModuleState {
     Ready,
+    /// It does what it can without something it stands on; `detail` says what that is.
+    Degraded,
     /// Not started yet, or broken; `detail` says which.
     Failing,
 }
@@ -198,7 +200,7 @@ impl Status {
 
     pub fn is_ready(&self) -> bool {
         let modules = self.0.modules.lock();
-        !self.is_draining() && !modules.is_empty() && modules.iter().all(|m| m.state == ModuleState::Ready)
+        !self.is_draining() && !modules.is_empty() && modules.iter().all(|m| m.state != ModuleState::Failing)
     }
 
     pub(crate) fn live_conversations(&self, count: usize) {
@@ -429,6 +431,8 @@ mod tests {
         assert!(body.contains(r#""name":"audio","mode":"local","endpoint":null,"state":"failing","detail":"loading models""#), "{body}");
         status.turn("audio", ModuleState::Ready, "serving");
         assert_eq!(get(&status, "/readyz").await.0, 200);
+        status.set(module("bus", ModuleState::Degraded));
+        assert_eq!(get(&status, "/readyz").await.0, 200, "every process is without it at the same time");
         status.drain();
         assert_eq!(get(&status, "/readyz").await.0, 503);
         assert_eq!(get(&status, "/livez").await.0, 200, "a draining process is alive");

@@ -222,6 +222,26 @@ pub struct RouteView {
     pub version: u64,
     pub dial: Dial,
     pub targets: Vec<TargetView>,
+    /// Peers that were found in the registry and are asked no more, the latest first.
+    #[serde(default)]
+    pub lost: Vec<LostView>,
+}
+
+/// From where a target is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    Configuration,
+    Registry,
+}
+
+/// A peer that has left, or whose lease has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostView {
+    pub name: String,
+    pub at: DateTime<Utc>,
+    /// For people.
+    pub why: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -230,6 +250,12 @@ pub struct TargetView {
     pub name: String,
     /// Why it cannot be reached.
     pub down: Option<String>,
+    /// `None` for this process.
+    #[serde(default)]
+    pub source: Option<Source>,
+    /// What is left of its lease in the registry, in ms; 0 where the registry does not tell.
+    #[serde(default)]
+    pub lease_ms: Option<u64>,
     /// The build it introduced itself with; `None` for this process and for who has not answered yet.
     pub version: Option<String>,
     /// The run of it that was met last; `None` like `version`, and from releases that do not tell.

@@ -4,15 +4,15 @@
 //! - [`route`]: a handle that asks whichever of them the table says, and the dials that change it while calls are running.
 //! - The rules (deadline, cancel, panic, size, depth) stand in one place, `guard`; all three use it.
 //! - Processes introduce themselves (`hello`) and, off this machine, prove their role (`tls`, `role`) before the first call.
+//! - Peers are at static addresses, or come and go by a registry (`discovery`).
 //! - Only this crate names tonic; wire types do not leave it.
-//!
-//! Deliberately absent: discovery. Each peer is at a static address.
 
 mod api;
 mod audio;
 pub mod certs;
 pub mod connect;
 mod context;
+pub mod discovery;
 mod error;
 mod guard;
 mod hello;

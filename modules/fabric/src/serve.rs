@@ -68,6 +68,18 @@ pub struct Services {
     pub conversations: Option<Arc<dyn Conversations>>,
 }
 
+impl Services {
+    /// The modules that are offered, as they are dialled.
+    pub fn names(&self) -> Vec<String> {
+        let offered = [
+            (audio::MODULE, self.audio.is_some()),
+            (inference::MODULE, self.inference.is_some()),
+            (api::MODULE, self.conversations.is_some()),
+        ];
+        offered.into_iter().filter(|(_, offered)| *offered).map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
 /// A bound listener, ready to [`Server::run`].
 pub struct Server {
     listener: Listener,

@@ -166,7 +166,7 @@ export interface ServerStatus {
   started_at: string;
   uptime_s: number;
   recordings: boolean;
-  modules: { name: string; mode: 'local' | 'remote' | 'routed'; endpoint: string | null; state: 'ready' | 'failing'; detail: string | null }[];
+  modules: { name: string; mode: 'local' | 'remote' | 'routed'; endpoint: string | null; state: 'ready' | 'degraded' | 'failing'; detail: string | null }[];
   tiers: TierStatus[];
   conversations: { live: number };
 }

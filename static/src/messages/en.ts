@@ -34,7 +34,7 @@ export const en = {
     insights: 'insights',
     degraded: (task: string, why: string) => `${task}: ${why}`,
     version: (version: string) => `version ${version}`,
-    failing: (module: string) => `${module} is failing`,
+    failing: (module: string, state: string) => `${module} is ${state}`,
     keyboard: 'Keyboard',
     unknown: 'status unknown',
   },

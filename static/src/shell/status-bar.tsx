@@ -9,7 +9,7 @@ import { status } from './status';
 
 export function StatusBar() {
   const known = status.value;
-  const failing = known?.modules.filter((one) => one.state === 'failing') ?? [];
+  const failing = known?.modules.filter((one) => one.state !== 'ready') ?? [];
   return (
     <footer class="status-bar" aria-label={m.footer.label}>
       <LinkState />
@@ -28,7 +28,7 @@ export function StatusBar() {
       ))}
       {failing.map((one) => (
         <span key={one.name} class="item warn" title={one.detail ?? ''}>
-          <Icon name="warning" /> {m.footer.failing(one.name)}
+          <Icon name="warning" /> {m.footer.failing(one.name, m.topology.state[one.state])}
         </span>
       ))}
       <span class="space" />

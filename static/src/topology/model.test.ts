@@ -28,8 +28,8 @@ test('a dial is told as the server tells it', () => {
 });
 
 test('a turn is told with what becomes of live calls', () => {
-  const target = { name: 'local', down: null, breaker: 'closed' as const, calls: 0, slots: 1, streams: 3, recent: { calls: 0, failed: 0, p50_ms: 0, p99_ms: 0 } };
-  const route: Route = { module: 'audio', version: 1, dial: dial('local'), targets: [target] };
+  const target = { name: 'local', source: null, lease_ms: null, down: null, breaker: 'closed' as const, calls: 0, slots: 1, streams: 3, recent: { calls: 0, failed: 0, p50_ms: 0, p99_ms: 0 } };
+  const route: Route = { module: 'audio', version: 1, dial: dial('local'), targets: [target], lost: [] };
   const turned = { from: dial('local'), to: dial('routed', 10), version: 1, dry_run: true, asked_to_move: 0 };
   assert.match(consequences(route, turned, false).join(' '), /From local to 10 % remote.*3 live streams stay/);
   assert.match(consequences(route, turned, true).join(' '), /3 live streams, those whose place changes move/);

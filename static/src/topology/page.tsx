@@ -9,7 +9,7 @@ import { Icon } from '../parts/icon';
 import { useTitle } from '../parts/title';
 import { DialCard } from './dial';
 import { age } from './model';
-import { Hops, Inside, Changes, Targets } from './tables';
+import { Hops, Inside, Changes, Servers, Targets } from './tables';
 import type { Topology } from './wire';
 
 const EVERY_MS = 2_000;
@@ -86,6 +86,7 @@ export function TopologyPage() {
       <p class="muted small">
         {t.window(process.window_s.toFixed(0))}
       </p>
+      <Servers modules={topology.modules} />
       <div class="cards">
         {routes.map((route) => (
           <DialCard

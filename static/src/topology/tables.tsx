@@ -1,10 +1,10 @@
 // The tables of the topology page: targets side by side, modules inside this process, hops, changes.
 
 import type { ComponentChildren } from 'preact';
-import { m, oneDecimal } from '../messages';
+import { m, oneDecimal, timeOfDay } from '../messages';
 import { Icon } from '../parts/icon';
 import { age } from './model';
-import type { Change, Hop, ModuleLoad, Route, Topology } from './wire';
+import type { Change, Hop, ModuleLoad, Route, Target, Topology } from './wire';
 
 const t = m.topology;
 
@@ -54,6 +54,7 @@ export function Targets({ route, process }: { route: Route; process: Topology['p
               <tr key={target.name}>
                 <th scope="row" class="where">
                   {here ? t.here : target.name}
+                  {target.source && <span class="small muted up">{known(target)}</span>}
                 </th>
                 <td data-label={t.health} class={target.down ? 'warn' : 'good'}>
                   <span title={target.down ?? undefined}>
@@ -80,12 +81,56 @@ export function Targets({ route, process }: { route: Route; process: Topology['p
           })}
         </tbody>
       </table>
+      {route.lost.map((lost) => (
+        <p key={lost.name} class="small muted" data-testid="lost">
+          {t.lost(lost.name, lost.why, timeOfDay(Date.parse(lost.at)))}
+        </p>
+      ))}
     </Scrolls>
   );
 }
 
+function known(target: Target): string {
+  if (target.source === 'configuration') return t.configured;
+  if (target.lease_ms === null) return t.found;
+  return target.lease_ms > 0 ? t.lease(oneDecimal(target.lease_ms / 1000)) : t.unrenewed;
+}
+
+/** What this process shares with others, and what it says while one of them is away. */
+const SERVERS = ['bus', 'cache', 'record', 'registry'];
+
+export function Servers({ modules }: { modules: ModuleLoad[] }) {
+  const shared = modules.filter((module) => SERVERS.includes(module.name));
+  if (shared.length === 0) return null;
+  return (
+    <section class="card" data-testid="servers">
+      <h2>{t.servers}</h2>
+      <Scrolls label={t.servers}>
+        <table>
+          <Head words={[t.server, t.target, t.health]} numbers={[]} />
+          <tbody>
+            {shared.map((server) => (
+              <tr key={server.name}>
+                <th scope="row">{server.name}</th>
+                <td data-label={t.target} class="where">
+                  {server.endpoint ?? t.unknown}
+                </td>
+                <td data-label={t.health} class={server.state === 'ready' ? 'good' : 'warn'}>
+                  <Icon name={server.state === 'ready' ? 'check' : 'warning'} /> {server.state === 'ready' ? t.answers : t.state[server.state]}
+                  {server.detail !== 'serving' && <span class="small why">{server.detail}</span>}
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </Scrolls>
+    </section>
+  );
+}
+
 export function Inside({ topology }: { topology: Topology }) {
-  const { modules, parts, process, routes } = topology;
+  const { parts, process, routes } = topology;
+  const modules = topology.modules.filter((module) => !SERVERS.includes(module.name));
   // The dial is newer than what the status says of it once a second.
   const runs = (module: ModuleLoad) => t.mode[routes.find((route) => route.module === module.name)?.dial.mode ?? module.mode];
   const rows = modules.map((module) => module.name);
@@ -106,9 +151,9 @@ export function Inside({ topology }: { topology: Topology }) {
             {modules.map((module) => (
               <tr key={module.name}>
                 <th scope="row">{module.name}</th>
-                <td data-label={t.runs} class={module.state === 'failing' ? 'warn' : ''} title={module.detail}>
+                <td data-label={t.runs} class={module.state === 'ready' ? '' : 'warn'} title={module.detail}>
                   {runs(module)}
-                  {module.state === 'failing' && ` · ${t.state.failing}`}
+                  {module.state !== 'ready' && ` · ${t.state[module.state]}`}
                 </td>
                 <Cpu cpu={module.cpu} />
                 <td data-label={t.loaded} class="end number nowrap" title={module.memory.loaded_bytes === null ? t.unknownHelp : t.loadedHelp}>

@@ -11,6 +11,10 @@ export interface Dial {
 export interface Target {
   /** `local`, or the endpoint. */
   name: string;
+  /** From where it is known; null for this process. */
+  source: 'configuration' | 'registry' | null;
+  /** What is left of its lease in the registry; 0 where the registry does not tell. */
+  lease_ms: number | null;
   down: string | null;
   /** As the peer said it when it was met; absent until it has. */
   version?: string | null;
@@ -28,6 +32,8 @@ export interface Route {
   version: number;
   dial: Dial;
   targets: Target[];
+  /** Peers of the registry that are asked no more, the latest first. */
+  lost: { name: string; at: string; why: string }[];
 }
 
 export interface Change {
@@ -47,7 +53,7 @@ export interface ModuleLoad {
   name: string;
   mode: Mode;
   endpoint: string | null;
-  state: 'ready' | 'failing';
+  state: 'ready' | 'degraded' | 'failing';
   detail: string;
   cpu: number | null;
   queue_wait: { count: number; p50_ms: number; p99_ms: number; limit_ms: number } | null;

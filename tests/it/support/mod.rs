@@ -3,6 +3,8 @@
 #![allow(dead_code)] // each journey uses its part
 
 pub mod faults;
+pub mod feed;
+pub mod ground;
 pub mod postgres;
 pub mod wire;
 pub mod words;
@@ -135,13 +137,25 @@ impl Server {
     }
 
     pub async fn get(&self, path: &str) -> Value {
-        let url = format!("{}{path}", self.http);
-        let answer = reqwest::get(&url).await.unwrap_or_else(|e| panic!("{url}: {e}"));
-        let status = answer.status();
-        let text = answer.text().await.expect("the answer is text");
-        assert!(status.is_success(), "{url}: {status}: {text}");
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{url}: {e}: {text}"))
+        get(&self.http, path).await
     }
+}
+
+/// Its address.
+impl AsRef<str> for Server {
+    fn as_ref(&self) -> &str {
+        &self.http
+    }
+}
+
+/// What the API at an address answers.
+pub async fn get(address: &str, path: &str) -> Value {
+    let url = format!("{address}{path}");
+    let answer = reqwest::get(&url).await.unwrap_or_else(|e| panic!("{url}: {e}"));
+    let status = answer.status();
+    let text = answer.text().await.expect("the answer is text");
+    assert!(status.is_success(), "{url}: {status}: {text}");
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{url}: {e}: {text}"))
 }
 
 impl Drop for Server {

@@ -86,7 +86,7 @@ pub(crate) mod tests {
     #[async_trait]
     impl Routes for OneDial {
         fn views(&self) -> Vec<RouteView> {
-            vec![RouteView { module: "audio".into(), version: 1, dial: Dial::default(), targets: vec![] }]
+            vec![RouteView { module: "audio".into(), version: 1, dial: Dial::default(), targets: vec![], lost: vec![] }]
         }
         fn changes(&self) -> Vec<RouteChange> {
             vec![]

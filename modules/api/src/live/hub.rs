@@ -5,6 +5,9 @@
 //! - while a state is being loaded, what changes meanwhile waits and is applied on top; changes apply idempotently, so no moment is missed;
 //! - memory follows what is live or watched: an ended conversation that nobody reads is forgotten.
 //!
+//! Every process numbers for itself: a change reaches each of them by the record's order, but what a reader is told of it depends on what its
+//! process had loaded and heard by then. So a number is good where it was given out, and a reader from another process gets a snapshot.
+//!
 //! The lock is held for memory only: never across a read of the record, never for a socket.
 
 use super::{

@@ -275,6 +275,19 @@ impl Record {
         self.database.readdress(settings)
     }
 
+    /// The server that other processes share, without its password; `None` for a file of this process.
+    pub fn shared_at(&self) -> Option<String> {
+        self.database.is_shared().then(|| self.database.name())
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe(&self) -> Result<(), CallError> {
+        self.readers.read("probe", |_| Ok(())).await
+    }
+
     /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
         self.changes.subscribe()

@@ -1,7 +1,8 @@
 //! Finishes conversations that this process no longer hears: a crash cut them off, or hearing failed for good.
 //!
 //! The part of the recording beyond `safe` is heard and committed, what is known to be missing becomes a gap, and the conversation is
-//! closed as abandoned. A caller who can come back has the resume window to do so first.
+//! closed as abandoned. A caller who can come back has the resume window to do so first, here or at another process: a conversation that
+//! moves on without us is heard there, and is left alone as long as it does.
 
 use super::{
     Shared,
@@ -12,7 +13,7 @@ use super::{
 };
 use bytes::Bytes;
 use contracts::{
-    CallCx, CallError, ConversationId, ErrorKind, SamplePos, TenantId, TraceCx,
+    CallCx, CallError, ConversationId, Epoch, ErrorKind, SamplePos, TenantId, TraceCx,
     audio::{Endpointing, Pace},
     conversation::{ConversationState, ConversationView},
 };
@@ -49,7 +50,7 @@ pub(super) async fn recover(shared: &Arc<Shared>) {
         let (shared, room) = (shared.clone(), room.clone());
         tasks.spawn(async move {
             if meta.resumable {
-                tokio::time::sleep(shared.settings.resume_window()).await;
+                await_caller(&shared, meta.id).await;
             }
             let _turn = room.acquire().await.expect("the semaphore is never closed");
             let lost = if !meta.recorded {
@@ -68,15 +69,46 @@ pub(super) async fn recover(shared: &Arc<Shared>) {
 /// Takes up conversations whose hearing failed in this process, after a while.
 pub(super) async fn finish_later(shared: Weak<Shared>, mut waiting: mpsc::UnboundedReceiver<ConversationId>) {
     while let Some(id) = waiting.recv().await {
-        let Some(window) = shared.upgrade().map(|shared| shared.settings.resume_window()) else { return };
-        let shared = shared.clone();
+        let Some(shared) = shared.upgrade() else { return };
         tokio::spawn(async move {
-            tokio::time::sleep(window).await;
-            if let Some(shared) = shared.upgrade() {
-                finish(&shared, id, Some(NOT_HEARD)).await;
-            }
+            await_caller(&shared, id).await;
+            finish(&shared, id, Some(NOT_HEARD)).await;
         });
     }
+}
+
+/// Gives the caller the resume window, and as much longer as the conversation moves on without us: then another process hears it. What an
+/// earlier run had published is committed in the first half, as a rule.
+async fn await_caller(shared: &Arc<Shared>, id: ConversationId) {
+    let half = shared.settings.resume_window() / 2;
+    tokio::time::sleep(half).await;
+    let mut before = standing(shared, id).await;
+    loop {
+        tokio::time::sleep(half).await;
+        if shared.find(id).is_some() || shared.leaving.is_cancelled() {
+            return;
+        }
+        let now = standing(shared, id).await;
+        if std::mem::replace(&mut before, now.clone()) == now {
+            return;
+        }
+        info!(conversation = %id, "another process hears it now");
+    }
+}
+
+/// Epoch and place of every channel; none where the record knows no such conversation. Asks until it is answered.
+async fn standing(shared: &Shared, id: ConversationId) -> Vec<(Epoch, SamplePos)> {
+    let mut wait = FIRST_RETRY;
+    while !shared.leaving.is_cancelled() {
+        match shared.conversations.conversation(CallCx::new(ASK_BUDGET).for_conversation(id), id).await {
+            Ok(view) => return view.channels.iter().map(|channel| (channel.attached.epoch, channel.attached.safe)).collect(),
+            Err(error) if error.kind == ErrorKind::NotFound => break,
+            Err(error) => warn!(conversation = %id, %error, "the record does not say where it stands; asking again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LAST_RETRY);
+    }
+    vec![]
 }
 
 /// Tries until it is done, or somebody else has the conversation.

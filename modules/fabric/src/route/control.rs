@@ -14,6 +14,7 @@ use crate::{
     api::{self, Methods as Api},
     audio::{self, Methods as Hearing},
     connect::{ConnectError, Health},
+    discovery::Known,
     hello::Introduction,
     inference::{self, Methods as Understanding},
     metrics::{self as names, Locality},
@@ -22,10 +23,11 @@ use async_trait::async_trait;
 use chrono::Utc;
 use contracts::{
     Audio, Conversations, Inference,
-    route::{By, Dial, Mode, RouteChange, RouteView, Routes, RunView, Step, TargetView, Turn, TurnRefused, Turned},
+    route::{By, Dial, Mode, RouteChange, RouteView, Routes, RunView, Source, Step, TargetView, Turn, TurnRefused, Turned},
 };
 use futures::future::join_all;
 use parking_lot::Mutex;
+use platform::bus::Nodes;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -46,12 +48,29 @@ pub struct Dials {
     modules: Vec<Module>,
     changes: Mutex<VecDeque<RouteChange>>,
     limits: Limits,
+    /// Of other processes, by the registry. Empty where none is followed.
+    known: Mutex<Known>,
 }
 
 struct Module {
     router: Arc<dyn Turnable>,
     /// Held while it is changed.
     turning: tokio::sync::Mutex<Option<Dial>>,
+    peers: Mutex<Peers>,
+}
+
+/// Endpoints of a module, by where they are known from.
+#[derive(Default)]
+struct Peers {
+    stated: Vec<String>,
+    found: Vec<String>,
+}
+
+impl Peers {
+    fn all(&self) -> Vec<String> {
+        let found = self.found.iter().filter(|found| !self.stated.contains(found));
+        self.stated.iter().chain(found).cloned().collect()
+    }
 }
 
 /// Where a module is to be asked, as the configuration has it.
@@ -108,7 +127,8 @@ impl Dials {
         connect: Connect<T>,
     ) -> Result<Arc<Router<T>>, ConnectError> {
         let router = Arc::new(Router::new(module, local, place.dial, &place.endpoints, connect, self.limits)?);
-        self.modules.push(Module { router: router.clone(), turning: tokio::sync::Mutex::new(None) });
+        let peers = Peers { stated: place.endpoints.clone(), found: vec![] };
+        self.modules.push(Module { router: router.clone(), turning: tokio::sync::Mutex::new(None), peers: Mutex::new(peers) });
         Ok(router)
     }
 
@@ -135,14 +155,70 @@ impl Dials {
         }
     }
 
+    /// Reads the registry again and again until `stop`: peers come into the tables and go from them. `own` is this process's address there.
+    pub async fn follow(&self, nodes: &Nodes, own: Option<&str>, lease: Duration, stop: CancellationToken) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return }
+            self.look_up(nodes, own, lease).await;
+        }
+    }
+
+    /// Reads the registry once.
+    pub async fn look_up(&self, nodes: &Nodes, own: Option<&str>, lease: Duration) {
+        let heard = nodes.list().await;
+        self.known.lock().hear(heard, own, lease, tokio::time::Instant::now());
+        for module in &self.modules {
+            let found = self.known.lock().hosts_of(module.router.name());
+            self.find(module, found).await;
+        }
+    }
+
+    /// What the registry says, for people.
+    pub fn registry(&self) -> String {
+        self.known.lock().says()
+    }
+
+    /// Whether it did not answer when it was last asked.
+    pub fn is_registry_away(&self) -> bool {
+        self.known.lock().is_away()
+    }
+
+    async fn find(&self, module: &Module, found: Vec<String>) {
+        let _turning = module.turning.lock().await;
+        if module.peers.lock().found == found {
+            return;
+        }
+        let router = &module.router;
+        // One that cannot be an endpoint of ours, say for want of a certificate, must not keep the others out.
+        let mut endpoints = Peers { stated: module.peers.lock().stated.clone(), found: found.clone() }.all();
+        endpoints.retain(|endpoint| match router.can_connect(endpoint) {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(module = router.name(), endpoint, %error, "a peer in the registry cannot be called from here");
+                false
+            }
+        });
+        match router.replace(&endpoints) {
+            Ok(version) => {
+                info!(module = router.name(), version, ?endpoints, "the registry changed who is asked");
+                module.peers.lock().found = found;
+            }
+            Err(error) => warn!(module = router.name(), %error, "the registry's peers could not be taken over"),
+        }
+    }
+
     /// What the configuration says now: its dial, and where the endpoints are.
     pub async fn configure(&self, name: &str, place: &Place) -> Result<(), TurnRefused> {
         let module = self.module(name)?;
         let mut before = module.turning.lock().await;
         let router = &module.router;
-        router.can_be(place.dial, &place.endpoints).await?;
+        let endpoints = Peers { stated: place.endpoints.clone(), found: module.peers.lock().found.clone() }.all();
+        router.can_be(place.dial, &endpoints).await?;
         let from = router.dial();
-        let version = router.put(place.dial, Some(&place.endpoints)).map_err(|e| TurnRefused::Invalid(e.to_string()))?;
+        let version = router.put(place.dial, Some(&endpoints)).map_err(|e| TurnRefused::Invalid(e.to_string()))?;
+        module.peers.lock().stated = place.endpoints.clone();
         *before = Some(from);
         self.tell(name, version, By::File, &Turn::default(), (from, place.dial), 0);
         Ok(())
@@ -200,7 +276,20 @@ impl Dials {
 #[async_trait]
 impl Routes for Dials {
     fn views(&self) -> Vec<RouteView> {
-        self.modules.iter().map(|module| module.router.view()).collect()
+        let known = self.known.lock();
+        let view = |module: &Module| {
+            let mut view = module.router.view();
+            let peers = module.peers.lock();
+            for target in view.targets.iter_mut().filter(|target| target.name != LOCAL) {
+                let stated = peers.stated.contains(&target.name);
+                target.source = Some(if stated { Source::Configuration } else { Source::Registry });
+                target.lease_ms = known.lease_of(&target.name).map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+            }
+            view.lost = known.lost_of(&view.module);
+            view.lost.retain(|lost| !peers.stated.contains(&lost.name));
+            view
+        };
+        self.modules.iter().map(view).collect()
     }
 
     fn changes(&self) -> Vec<RouteChange> {
@@ -256,6 +345,9 @@ trait Turnable: Send + Sync {
     /// Whether everybody it would ask is there.
     async fn can_be(&self, dial: Dial, endpoints: &[String]) -> Result<(), TurnRefused>;
     fn put(&self, dial: Dial, endpoints: Option<&[String]>) -> Result<u64, ConnectError>;
+    /// Others are asked from now on; what is known of those who stay is kept.
+    fn replace(&self, endpoints: &[String]) -> Result<u64, ConnectError>;
+    fn can_connect(&self, endpoint: &str) -> Result<(), ConnectError>;
     fn move_live(&self) -> usize;
     async fn look(&self);
     fn reason_to_step_back(&self) -> Option<String>;
@@ -289,6 +381,8 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
             TargetView {
                 name: target.name.clone(),
                 down,
+                source: None,
+                lease_ms: None,
                 run: target.met().map(|(run, restarts)| RunView { id: format!("{:016x}", run.id), up_s: run.up().as_secs(), restarts }),
                 version: target.health.as_ref().and_then(Health::peer).map(|peer| peer.build.clone()),
                 breaker: target.breaker.state(),
@@ -298,7 +392,7 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
                 recent: target.recent.within(window),
             }
         });
-        RouteView { module: self.module.into(), version: table.version, dial: table.dial, targets: targets.collect() }
+        RouteView { module: self.module.into(), version: table.version, dial: table.dial, targets: targets.collect(), lost: vec![] }
     }
 
     async fn can_be(&self, dial: Dial, endpoints: &[String]) -> Result<(), TurnRefused> {
@@ -332,6 +426,14 @@ impl<T: ?Sized + Send + Sync + 'static> Turnable for Router<T> {
         // What was seen at another setting says nothing about this one.
         self.table.load().targets().for_each(|target| target.recent.forget());
         Ok(version)
+    }
+
+    fn replace(&self, endpoints: &[String]) -> Result<u64, ConnectError> {
+        self.swap(self.dial(), endpoints)
+    }
+
+    fn can_connect(&self, endpoint: &str) -> Result<(), ConnectError> {
+        self.health_of(endpoint).map(drop)
     }
 
     fn move_live(&self) -> usize {

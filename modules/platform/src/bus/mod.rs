@@ -16,7 +16,7 @@ mod settings;
 #[allow(clippy::unwrap_used)] // a test, run where each bus is made
 pub mod suite;
 
-pub use self::redis::{ConnectError, Redis};
+pub use self::redis::{ConnectError, Lease, Listing, Nodes, Noted, Redis, RegistryAway};
 pub use memory::Memory;
 pub use metrics::describe as describe_metrics;
 pub use settings::{Kind, Settings, Url};

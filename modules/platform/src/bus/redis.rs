@@ -11,6 +11,7 @@
 mod consumer;
 pub(crate) mod link;
 pub(crate) mod listener;
+mod nodes;
 pub(crate) mod outbox;
 mod reader;
 mod scripts;
@@ -19,6 +20,7 @@ mod shard;
 mod tests;
 
 pub use link::ConnectError;
+pub use nodes::{Lease, Listing, Nodes, Noted, RegistryAway};
 
 use super::{Bus, BusError, Consumer, Listener, NewEntry, Settings};
 use async_trait::async_trait;
@@ -49,6 +51,11 @@ impl Redis {
     /// Its connections, for what else is kept on this Redis.
     pub(crate) fn link(&self) -> &Arc<link::Link> {
         &self.link
+    }
+
+    /// Who else of a cluster is there, as they write down on this Redis.
+    pub fn nodes(&self, cluster: &str) -> Nodes {
+        Nodes { link: self.link.clone(), cluster: cluster.into() }
     }
 }
 

@@ -290,6 +290,38 @@ fn a_native_caller_who_never_comes_back_is_heard_out_after_the_window() {
     });
 }
 
+#[test]
+fn a_native_caller_who_went_on_at_another_process_is_left_to_it() {
+    let settings = || IngestSettings { resume_window_ms: 2000, ..settings() };
+    let (id, record, data) = crash(settings(), PATH, true);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let bus = Arc::new(Memory::default());
+        let elsewhere = House::on(settings(), record.clone(), Arc::new(tempfile::tempdir().unwrap()), bus.clone()).await;
+        let mut caller = elsewhere.connect(&format!("{PATH}&conversation={id}")).await.unwrap();
+        let safe = caller.message().await["channels"][0]["safe"].as_u64().unwrap() as usize;
+        let back = House::on(settings(), record, data.clone(), bus).await;
+        let recovering = tokio::spawn({
+            let ingest = back.ingest.clone();
+            async move { ingest.recover().await }
+        });
+        // It speaks for as long as the process that came back waits for it, and longer.
+        let long = [call(), loud(300), quiet(500), loud(300), quiet(500)].concat();
+        for (n, piece) in long[safe..].chunks(100 * MS).enumerate() {
+            caller.audio(0, safe + n * 100 * MS, piece).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(!recovering.is_finished(), "it waits as long as the call moves on");
+        assert_eq!(elsewhere.view(id).await.channels[0].attached.epoch, contracts::Epoch(2));
+        caller.text(r#"{"type":"close"}"#).await;
+        assert_eq!(caller.rest().await.1, 1000, "nobody took the call from it");
+        recovering.await.unwrap();
+        assert_eq!(elsewhere.said(id, 0)[..3], WORDS);
+        assert_eq!(elsewhere.end(id, 0), long.len() as u64);
+        assert_eq!(elsewhere.until_closed(id).await, ConversationState::Complete);
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leaving_server_sends_native_callers_away_and_hears_the_others_out() {
     let house = house().await;

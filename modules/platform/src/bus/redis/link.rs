@@ -21,7 +21,8 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-const IDENTITY: &str = "bus:epoch";
+/// Names what Redis holds: another one after it has forgotten.
+pub(super) const IDENTITY: &str = "bus:epoch";
 const PULSE: Duration = Duration::from_secs(1);
 /// The same complaint is logged this often at most.
 const QUIET: Duration = Duration::from_secs(1);
