@@ -103,7 +103,8 @@ async fn a_call_goes_on_while_its_record_moves_to_another_server() {
         std::fs::write(&file, format!("[api.record]\nurl = \"postgres://postgres@{}/{database}\"\n", hosts.collect::<Vec<_>>().join(",")))
     };
     names(&[&primary]).unwrap();
-    let quickcomm = Server::start(&folder.path().join("data"), &["--config", &file.to_string_lossy()], &[]);
+    let heard = [("QUICKCOMM_LOG__FILTER", "warn,quickcomm=info")];
+    let quickcomm = Server::start(&folder.path().join("data"), &["--config", &file.to_string_lossy()], &heard);
     let call = demo_calls().into_iter().min_by(|a, b| a.script.duration_s.total_cmp(&b.script.duration_s)).unwrap();
     let playing = play(vec![call], &quickcomm.http);
     let (from, to) = (url.clone(), standby.url("postgres", &database));

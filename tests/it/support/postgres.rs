@@ -161,6 +161,7 @@ impl Postgres {
     pub fn kill(&self) {
         let pid = fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
         let pid = pid.lines().next().expect("the number stands first");
+        run(Command::new("kill").args(["-STOP", pid])); // one that is forked meanwhile would outlive it, and keep its memory
         let children = run(Command::new("ps").args(["-o", "pid=", "--ppid", pid]));
         let mut kill = Command::new("kill");
         kill.arg("-9").arg(pid).args(children.split_whitespace());
