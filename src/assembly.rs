@@ -69,7 +69,6 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     let record = match config.roles.contains(&Role::Api) {
         true => {
             let cache = cache::Front::start(&config.cache, redis.as_deref()).await?;
-            watch_cache(&config, cache.clone(), &status, &mut tasks);
             Some(Record::open_behind(cache, &config.data, bus.clone(), &config.api).await.context("opening the record")?)
         }
         false => None,
@@ -122,7 +121,11 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     if let Some(dials) = &dials {
         dial::attend(dials, record.clone(), &config, &status, &mut tasks);
     }
+    let cache = record.as_ref().map(|record| record.cache().clone());
     let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
+    if let Some(cache) = cache {
+        watch_cache(&config, cache, &status, &mut tasks); // stops after the record, whose last changes it tells
+    }
     watch_bus(&config, bus, &status, &mut tasks);
     if let Some(server) = server {
         tasks.spawn("grpc", OnEnd::ExitProcess, fabric::Drain::default().limit() + STOP_LIMIT, |stop| server.run(stop));

@@ -305,7 +305,11 @@ impl Server {
     /// # Errors
     /// As for [`Self::connect`].
     pub(super) async fn line(&self) -> Result<tokio_postgres::Client, String> {
-        match tokio::time::timeout(self.deadline, self.config.connect(NoTls)).await {
+        let mut config = Use::Reading.named(&self.config);
+        if config.get_hosts().len() > 1 {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite); // of a pair, the one that is the primary now
+        }
+        match tokio::time::timeout(self.deadline, config.connect(NoTls)).await {
             Ok(Ok((client, connection))) => {
                 tokio::spawn(connection);
                 Ok(client)
