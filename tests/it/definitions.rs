@@ -13,7 +13,7 @@ fn put(folder: &Path, version: u32) {
     let labels = include_str!("../../modules/inference/labels/intent.toml").replacen("version = 1", &format!("version = {version}"), 1);
     let prompt = format!("version = {version}\nsystem = 'Label this turn. {{labels}}'");
     // Every tenth time the classifier has to learn as well.
-    let (name, text) = if version % 10 == 0 { ("intent.toml", labels) } else { ("turn.toml", prompt) };
+    let (name, text) = if version.is_multiple_of(10) { ("intent.toml", labels) } else { ("turn.toml", prompt) };
     fs::write(folder.join(".draft"), text).unwrap();
     fs::rename(folder.join(".draft"), folder.join(name)).unwrap();
 }

@@ -202,7 +202,7 @@ impl Finalizer {
             Ok((summary, quality)) => Ok(Score { quality, summary, timed_out: false }),
             Err(error) => {
                 warn!(conversation = %id, kind = error.kind.name(), %error, "summed up from the record's own insights");
-                let summary = self.from_insights(tenant, id, &said).await?;
+                let summary = self.sum_up_insights(tenant, id, &said).await?;
                 Ok(Score { quality: Quality::Degraded, summary, timed_out: error.kind == ErrorKind::DeadlineExceeded })
             }
         }
@@ -219,7 +219,7 @@ impl Finalizer {
     }
 
     /// The lowest rung: what was found while people spoke says why they called.
-    async fn from_insights(&self, tenant: &TenantId, id: ConversationId, said: &[UtteranceRow]) -> Result<Vec<SummaryItem>, CallError> {
+    async fn sum_up_insights(&self, tenant: &TenantId, id: ConversationId, said: &[UtteranceRow]) -> Result<Vec<SummaryItem>, CallError> {
         let Some(intent) = self.0.record.row(tenant, id).await?.intent else { return Ok(vec![]) };
         let insights = self.0.record.insights(tenant, id, false, Some(Task::Intent)).await?;
         let carries = insights.iter().filter(|insight| insight.labels.first().is_some_and(|label| label.name == intent.name));

@@ -1,5 +1,7 @@
 //! Peers that write themselves down on a real Redis: they come, leave, die, and outlive that Redis. Through the public doors alone.
 
+#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
+
 use contracts::{
     CallCx, Inference,
     route::{Dial, Mode, Routes, Source},
@@ -180,7 +182,7 @@ async fn the_last_known_peers_stand_while_redis_is_away_and_after_it_has_forgott
     let stands = async |what: &str, time: Duration| {
         let until = tokio::time::Instant::now() + time;
         while tokio::time::Instant::now() < until {
-            assert_eq!(asks.targets(), [peer.address.clone()], "{what}");
+            assert_eq!(asks.targets(), std::slice::from_ref(&peer.address), "{what}");
             asks.call().await.unwrap_or_else(|error| panic!("{what}: {error}"));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -27,7 +27,9 @@ pub(crate) struct Sources {
 
 /// Changes when a file does: of each its inode, size and times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stamp(Vec<Option<(u64, u64, i64, i64, i64)>>);
+pub(crate) struct Stamp(Vec<Option<FileStamp>>);
+
+type FileStamp = (u64, u64, i64, i64, i64);
 
 impl Definitions {
     /// # Errors

@@ -287,12 +287,13 @@ impl Server {
 
     /// Commits wait for the standby again, once it follows.
     pub(super) fn mend(&self, conn: &mut PgConn) {
-        if self.met.alone.load(Ordering::SeqCst) && ask(conn, STANDBY_FOLLOWS) == Ok(true) {
-            if conn.batch_execute("SET synchronous_commit = on").is_ok() {
-                self.met.alone.store(false, Ordering::SeqCst);
-                tracing::info!(server = %self, "the standby that commits wait for is back");
-                metrics::gauge!(names::ALONE).set(0.0);
-            }
+        if self.met.alone.load(Ordering::SeqCst)
+            && ask(conn, STANDBY_FOLLOWS) == Ok(true)
+            && conn.batch_execute("SET synchronous_commit = on").is_ok()
+        {
+            self.met.alone.store(false, Ordering::SeqCst);
+            tracing::info!(server = %self, "the standby that commits wait for is back");
+            metrics::gauge!(names::ALONE).set(0.0);
         }
     }
 

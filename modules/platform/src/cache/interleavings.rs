@@ -19,14 +19,12 @@ impl Default for Guards {
     }
 }
 
-/// Calls `visit` with every order of these sequences in which each keeps its own order. A step is (sequence, place in it).
-fn orders(lengths: &[usize], may: &dyn Fn(&[(usize, usize)], (usize, usize)) -> bool) -> Vec<Vec<(usize, usize)>> {
-    fn extend(
-        lengths: &[usize],
-        may: &dyn Fn(&[(usize, usize)], (usize, usize)) -> bool,
-        so_far: &mut Vec<(usize, usize)>,
-        found: &mut Vec<Vec<(usize, usize)>>,
-    ) {
+/// (sequence, place in it)
+type Step = (usize, usize);
+
+/// Every order of these sequences in which each keeps its own order, and in which each step may follow those before it.
+fn orders(lengths: &[usize], may: &dyn Fn(&[Step], Step) -> bool) -> Vec<Vec<Step>> {
+    fn extend(lengths: &[usize], may: &dyn Fn(&[Step], Step) -> bool, so_far: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
         if so_far.len() == lengths.iter().sum::<usize>() {
             found.push(so_far.clone());
         }

@@ -219,7 +219,7 @@ async fn a_crash_before_or_after_any_write_changes_nothing_in_the_end(on: On) {
         world.now = Utc::now();
         world.inference.well.store(false, Ordering::SeqCst);
         world.close_at(&call, ConversationState::Complete, &[(CUSTOMER, 1500)]).await;
-        let (left, after) = if run == 0 { (usize::MAX, false) } else { ((run + 1) / 2, run % 2 == 0) };
+        let (left, after) = if run == 0 { (usize::MAX, false) } else { (run.div_ceil(2), run % 2 == 0) };
         let crashing = Arc::new(Crashing { record: world.running.record.clone(), left: AtomicUsize::new(left), after });
         let mut worker = world.worker(crashing.clone());
         let mut crashed = false;
@@ -431,7 +431,7 @@ async fn an_abandoned_conversation_lives_again_until_its_result_is_published(on:
         assert_eq!(world.steps(&call).await, []);
         assert_eq!(world.plain().work(&held[0], world.now).await, Ok(false), "its step is gone");
         let late = call.says(CUSTOMER, 1, 1000..2000, "of the old epoch");
-        assert_eq!(world.running.commit(&[late.clone()]).await, [CommitOutcome::Stale]);
+        assert_eq!(world.running.commit(std::slice::from_ref(&late)).await, [CommitOutcome::Stale]);
         let attached = record.attach(cx(), Attach { conversation: call.id, channel: CUSTOMER }).await.expect("it lives");
         assert_eq!(world.running.commit(&[Segment { epoch: attached.epoch, ..late }]).await, [CommitOutcome::Committed]);
         world.close_at(&call, ConversationState::Complete, &[]).await;
