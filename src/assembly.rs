@@ -57,18 +57,18 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     let admin = admin::serve(config.admin.addr, status.clone(), Arc::new(move || rendered.render())).await?;
 
     // The record first: a second start on the same folder must fail before it has loaded models.
-    let redis = match config.bus.kind {
+    let shared = match config.bus.kind {
         bus::Kind::Memory => None,
         bus::Kind::Redis => Some(Arc::new(Redis::connect(&config.bus).await?)),
     };
-    let bus: Arc<dyn Bus> = match &redis {
+    let bus: Arc<dyn Bus> = match &shared {
         None => Arc::new(Memory::with_capacity(config.bus.capacity)),
-        Some(redis) => redis.clone(),
+        Some(shared) => shared.clone(),
     };
     let before = resident_bytes();
     let record = match config.roles.contains(&Role::Api) {
         true => {
-            let cache = cache::Front::start(&config.cache, redis.as_deref()).await?;
+            let cache = cache::Front::start(&config.cache, shared.as_deref()).await?;
             Some(Record::open_behind(cache, &config.data, bus.clone(), &config.api).await.context("opening the record")?)
         }
         false => None,
@@ -109,7 +109,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     };
     let grpc = server.as_ref().map(|server| server.address().to_owned());
     let dials = handles.any().then(|| Arc::new(dials));
-    let nodes = redis.as_ref().filter(|_| config.finds_peers()).map(|redis| redis.nodes(&config.grpc.cluster));
+    let nodes = shared.as_ref().filter(|_| config.finds_peers()).map(|shared| shared.nodes(&config.grpc.cluster));
     let registration = match nodes {
         Some(nodes) => {
             let address = grpc.as_ref().map(|bound| config.discovery.advertise.as_ref().unwrap_or(bound).clone());
