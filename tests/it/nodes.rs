@@ -4,7 +4,7 @@
 use crate::{
     calls::{all, play},
     split::Split,
-    support::{Server, demo_calls, eventually, feed::Reader, ground::Ground, models, script_text, texts, words},
+    support::{Server, demo_calls, eventually, feed::Reader, get, ground::Ground, models, script_text, texts, words},
 };
 use quickcomm::{calls::DemoCall, cli::demo::speak, client::ServerMessage};
 use std::{
@@ -32,7 +32,7 @@ pub async fn check_whole(ground: &Ground, api: &str, call: &DemoCall, id: &str) 
     let spoken: BTreeSet<&str> = said.iter().filter_map(|u| u["id"].as_str()).collect();
     assert_eq!(spoken.len(), said.len(), "an utterance stands twice");
     eventually("every utterance has its insights, once", Duration::from_secs(60), async || {
-        let insights = all(api, &format!("/v1/conversations/{id}/insights")).await;
+        let insights = get(api, &format!("/v1/conversations/{id}/insights")).await["data"].as_array()?.clone();
         let of: Vec<_> = insights.iter().filter_map(|i| Some((i["utterance_id"].as_str()?, i["task"].as_str()?))).collect();
         let once: BTreeSet<_> = of.iter().copied().collect();
         assert_eq!(once.len(), of.len(), "an insight stands twice");
