@@ -263,7 +263,10 @@ fn of_the_record(golden: &mut Golden) {
     golden.message("api.RecordRequest", api::RecordRequest::from(vec![insight()]));
     golden.message("api.RecordReply", api::RecordReply { new: 2 });
     let close = Close { conversation: id, state: ConversationState::Abandoned, ended_at: started_at, heard: vec![] };
-    golden.value::<api::CloseRequest, _>("api.CloseRequest", close);
+    golden.value::<api::CloseRequest, _>("api.CloseRequest", close.clone());
+    let heard = HeardTo { channel: ChannelIndex(1), to: SamplePos(24_320) };
+    golden.value::<api::CloseRequest, _>("api.CloseRequest/heard", Close { heard: vec![heard], ..close });
+    golden.value::<api::HeardTo, _>("api.HeardTo", heard);
     golden.message("api.ViewRequest", api::ViewRequest::from(id));
     let view = ConversationView {
         conversation: kept(),

@@ -166,6 +166,15 @@ impl Postgres {
         let mut kill = Command::new("kill");
         kill.arg("-9").arg(pid).args(children.split_whitespace());
         let _ = kill.output(); // one that ended meanwhile is as dead as it should be
+        // As long as one of them is dying the next server finds the memory in use, and does not start.
+        let lives = |pid: &&str| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with(['Z', 'X']))
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while children.split_whitespace().any(|child| lives(&child)) && Instant::now() < deadline {
+            thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
     fn log(&self) -> String {

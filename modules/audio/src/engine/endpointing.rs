@@ -441,7 +441,7 @@ mod tests {
     fn a_pause_is_guessed_to_be_the_end_and_the_guess_is_taken_back() {
         let mut endpointer = Endpointer::new(rules());
         let seen = decisions(&mut endpointer, "###...#");
-        assert_eq!(seen[1..], [Decision::Paused { to: 3 * 1536 + 7 * 512 }, Decision::Resumed]);
+        assert_eq!(seen[1..], [Decision::Paused { to: 3 * 1536 + 5 * 512 }, Decision::Resumed]);
     }
 
     #[test]
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn in_long_speech_a_short_pause_cuts_where_the_guess_ended() {
-        let mut endpointer = Endpointer::new(rules());
+        let mut endpointer = Endpointer::new(Rules { silence: Some(16 * 500), ..rules() });
         let seen = decisions(&mut endpointer, &format!("{}..##", "#".repeat(64)));
         let to = 64 * 1536 + 4 * 512; // where the pause is long enough for a cut
         assert!(matches!(&seen[1], Decision::Paused { to: t } if *t == to));

@@ -8,9 +8,11 @@ use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+};
+use tokio::{
+    sync::{Notify, broadcast},
     time::Instant,
 };
-use tokio::sync::{Notify, broadcast};
 
 /// Unread entries a stream keeps; at one final every two seconds this is 2000 speaking channels behind by a minute.
 const DEFAULT_CAPACITY: usize = 65_536;

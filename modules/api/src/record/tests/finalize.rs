@@ -214,7 +214,7 @@ async fn a_crash_before_or_after_any_write_changes_nothing_in_the_end(on: On) {
     let mut without: Option<String> = None;
     let mut writes = 0;
     // Run 0 has no crash; then one for each write, before and after it, until a run had fewer writes than that.
-    for run in 0.. {
+    for run in 0_usize.. {
         let call = world.call().await;
         world.now = Utc::now();
         world.inference.well.store(false, Ordering::SeqCst);

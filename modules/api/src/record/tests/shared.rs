@@ -212,7 +212,7 @@ async fn a_server_that_cannot_be_used_is_named_with_what_to_do() {
     running.end().await;
 }
 
-const STEPS: [&str; 3] = ["0001_the_record", "0002_dead_letters", "0003_finalization"];
+const STEPS: [&str; 4] = ["0001_the_record", "0002_dead_letters", "0003_finalization", "0004_prompts"];
 
 #[tokio::test]
 async fn the_schema_is_told_and_brought_up_to_date_once() {

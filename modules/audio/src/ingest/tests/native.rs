@@ -238,7 +238,7 @@ async fn a_refusal_is_a_problem_document_before_the_upgrade() {
     let before = house.ingest.live();
     let (code, headers, problem) = house.connect(PATH).await.err().unwrap();
     assert_eq!((code, headers["retry-after"].to_str().unwrap(), problem["code"].as_str()), (503, "3", Some("busy")));
-    assert_eq!(house.ingest.live(), before);
+    assert!(house.ingest.live() <= before, "those who were there may have gone");
     let (code, ..) = house.connect_with(PATH, &[("origin", "https://evil.example")]).await.err().unwrap();
     assert_eq!(code, 403);
     let left: Vec<_> = std::fs::read_dir(house.data.path().join("recordings")).unwrap().collect();
