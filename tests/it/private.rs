@@ -183,7 +183,9 @@ fn what_cannot_be_brought_along_is_said_with_what_to_do() {
     assert!(nothing.contains("no redis-server is installed") && nothing.contains("apt-get install redis-server"), "{nothing}");
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     if is_root && RedisServer::start(&[]).is_some() && postgres::installed().is_some() {
-        let closed = tempfile::tempdir().unwrap(); // root's alone
+        let closed = tempfile::tempdir().unwrap();
+        let alone = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(closed.path(), alone).unwrap(); // root's alone
         let refused = split(closed.path(), &["--private"], "/usr/sbin:/usr/bin:/sbin:/bin");
         assert!(refused.contains("the user postgres cannot reach") && refused.contains("--data"), "{refused}");
     }
