@@ -5,7 +5,7 @@ use contracts::{
     audio::{Session, SpeechEvent, StreamSpec},
     conversation::OpenConversation,
     route::{Dial, Mode},
-    testing::{Behavior, FakeAudio, FakeConversations, FakeInference, Sound, audio_suite, conversations_suite, inference_suite},
+    testing::{Behavior, FakeAudio, FakeConversations, FakeInference},
 };
 use fabric::{
     Drain, ServeError, Services, connect, local,
@@ -269,15 +269,6 @@ impl Drop for Far {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn contracts_hold_in_a_process_of_its_own() {
-    let folder = tempfile::tempdir().unwrap();
-    let far = Far::start(folder.path()).await;
-    audio_suite(connect::audio(&far.endpoint).unwrap(), Sound::noise()).await;
-    inference_suite(connect::inference(&far.endpoint).unwrap()).await;
-    conversations_suite(connect::conversations(&far.endpoint).unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -176,7 +176,7 @@ async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is()
     // A panic is where its module served.
     let fake = FakeInference::default();
     let wild = process(Services { inference: Some(Arc::new(fake.clone())), ..Default::default() }).await;
-    fake.behave(Behavior::Panic("on purpose"));
+    fake.behave(Behavior::Panic("on purpose".into()));
     let (trace, _) = utterance(async |cx| connect::inference(&wild.address).unwrap().tiers(cx).await).await;
     let spans = collector.of(trace, 3).await;
     assert_eq!((spans.outcome("serve inference.tiers"), spans.outcome("call inference.tiers")), ("panicked".into(), "panicked".into()));

@@ -145,7 +145,7 @@ async fn what_cannot_be_understood_is_pending_and_the_next_turn_is_not() {
     for behavior in [
         Behavior::Fail(CallError::unavailable("gone")),
         Behavior::Hang,
-        Behavior::Panic("broken"),
+        Behavior::Panic("broken".into()),
         Behavior::Fail(CallError::internal("bug")),
     ] {
         let mut bench = Bench::start(WorkerSettings::default()).await;
@@ -256,7 +256,7 @@ async fn a_worker_that_panics_is_started_again_and_no_turn_is_lost() {
     assert_eq!(bench.hear(2).await.len(), 2);
     // Nothing stands between the worker and this record: its panic is the worker's own.
     let other = bench.open(Role::Customer).await;
-    bench.conversations.behave(Behavior::Panic("on purpose"));
+    bench.conversations.behave(Behavior::Panic("on purpose".into()));
     bench.say(other, 0, "good morning").await;
     bench.say(id, 1, "bye now").await;
     while bench.conversations.seen().len() < 4 {

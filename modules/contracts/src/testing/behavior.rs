@@ -1,21 +1,23 @@
 //! What a fake can be told to do instead of answering, and what it remembers of the calls it got.
 
-use crate::{CallCx, CallError};
+use crate::{CallCx, CallError, ConversationId, TenantId, TraceCx, call_cx::RouteKey};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::{
+    borrow::Cow,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub enum Behavior {
     #[default]
     Answer,
     Fail(CallError),
-    Panic(&'static str),
+    Panic(Cow<'static, str>),
     /// Answers after this time.
     Slow(Duration),
     /// Never answers.
@@ -28,6 +30,14 @@ pub struct Conduct {
     behavior: Mutex<Behavior>,
     seen: Mutex<Vec<CallCx>>,
     running: Arc<AtomicUsize>,
+    far: OnceLock<Box<dyn Strings>>,
+}
+
+/// How a fake in another process is told and asked the same. Each answers when the other process has done it.
+pub trait Strings: Send + Sync {
+    fn behave(&self, behavior: Behavior);
+    fn seen(&self) -> Vec<CallCx>;
+    fn running(&self) -> usize;
 }
 
 /// Counts as running until dropped.
@@ -40,19 +50,27 @@ impl Drop for Running {
 }
 
 impl Conduct {
+    /// From now on this is the conduct of a fake in another process.
+    pub fn is_elsewhere(&self, strings: Box<dyn Strings>) {
+        assert!(self.far.set(strings).is_ok(), "a fake is put into one place");
+    }
+
     /// From the next call on.
     pub fn behave(&self, behavior: Behavior) {
-        *self.behavior.lock() = behavior;
+        match self.far.get() {
+            Some(far) => far.behave(behavior),
+            None => *self.behavior.lock() = behavior,
+        }
     }
 
     /// The context of every call so far, as the implementation got it.
     pub fn seen(&self) -> Vec<CallCx> {
-        self.seen.lock().clone()
+        self.far.get().map_or_else(|| self.seen.lock().clone(), |far| far.seen())
     }
 
     /// Calls and sessions now under way.
     pub fn running(&self) -> usize {
-        self.running.load(Ordering::SeqCst)
+        self.far.get().map_or_else(|| self.running.load(Ordering::SeqCst), |far| far.running())
     }
 
     pub(super) fn enter(&self) -> Running {
@@ -73,5 +91,33 @@ impl Conduct {
             }
             Behavior::Hang => std::future::pending().await,
         }
+    }
+}
+
+/// A context as a fake in another process tells of it: all of it but the cancellation, which only lives where it was made.
+#[derive(Serialize, Deserialize)]
+pub struct Seen {
+    remaining: Duration,
+    trace: TraceCx,
+    tenant: TenantId,
+    conversation: Option<ConversationId>,
+    attempt: u8,
+    depth: u8,
+    shadow: bool,
+}
+
+impl From<CallCx> for Seen {
+    fn from(cx: CallCx) -> Self {
+        let conversation = if let RouteKey::Conversation(id) = cx.key { Some(id) } else { None };
+        let (remaining, CallCx { trace, tenant, attempt, depth, shadow, .. }) = (cx.remaining(), cx);
+        Self { remaining, trace, tenant, conversation, attempt, depth, shadow }
+    }
+}
+
+impl From<Seen> for CallCx {
+    fn from(seen: Seen) -> Self {
+        let Seen { remaining, trace, tenant, conversation, attempt, depth, shadow } = seen;
+        let key = conversation.map_or(RouteKey::None, RouteKey::Conversation);
+        Self { trace, tenant, key, attempt, depth, shadow, ..Self::new(remaining) }
     }
 }

@@ -105,18 +105,18 @@ async fn soon(what: &str, limit: Duration, condition: impl Fn() -> bool) {
 
 async fn inference(place: &dyn Place) -> (FakeInference, Arc<dyn Inference>) {
     let fake = FakeInference::default();
-    let handle = place.inference(Arc::new(fake.clone())).await;
+    let handle = place.inference(fake.clone()).await;
     (fake, handle)
 }
 
 async fn record(place: &dyn Place) -> (FakeConversations, Arc<dyn Conversations>) {
     let fake = FakeConversations::default();
-    let handle = place.conversations(Arc::new(fake.clone())).await;
+    let handle = place.conversations(fake.clone()).await;
     (fake, handle)
 }
 
 async fn hearing(place: &dyn Place, fake: FakeAudio) -> (FakeAudio, Arc<dyn Audio>) {
-    let handle = place.audio(Arc::new(fake.clone())).await;
+    let handle = place.audio(fake.clone()).await;
     (fake, handle)
 }
 
@@ -163,12 +163,12 @@ async fn a_panic_is_an_answer_and_the_module_lives_on(place: &dyn Place) {
         assert!(error.detail.contains("it broke"), "{error:?}");
     };
     let (fake, handle) = inference(place).await;
-    fake.behave(Behavior::Panic("it broke"));
+    fake.behave(Behavior::Panic("it broke".into()));
     panicked(handle.analyze(cx(), analysis(&["hello"])).await.expect_err("a panic is no insight"));
     let request = Summarize { conversation: ConversationId::fresh(), utterances: utterances(ConversationId::fresh(), &["a", "b"]) };
     panicked(handle.summarize(cx(), request.clone()).await.err().expect("a panic opens no stream"));
     fake.behave(Behavior::Answer);
-    fake.behave_midway(Behavior::Panic("it broke"));
+    fake.behave_midway(Behavior::Panic("it broke".into()));
     let mut summary = handle.summarize(cx(), request).await.expect("the first item is well");
     assert!(summary.next().await.expect("the first item").is_ok());
     panicked(summary.next().await.expect("the panic").expect_err("the second item panics"));
@@ -176,10 +176,10 @@ async fn a_panic_is_an_answer_and_the_module_lives_on(place: &dyn Place) {
     assert!(handle.analyze(cx(), analysis(&["hello"])).await.is_ok(), "the module lives on");
 
     let (kept, record) = record(place).await;
-    kept.behave(Behavior::Panic("it broke"));
+    kept.behave(Behavior::Panic("it broke".into()));
     panicked(record.commit(cx(), vec![]).await.expect_err("a panic commits nothing"));
     let (ear, audio) = hearing(place, FakeAudio::default()).await;
-    ear.behave(Behavior::Panic("it broke"));
+    ear.behave(Behavior::Panic("it broke".into()));
     panicked(audio.open(cx(), stream()).await.err().expect("a panic opens no session"));
     ear.behave(Behavior::Answer);
     assert!(audio.open(cx(), stream()).await.is_ok());

@@ -10,25 +10,27 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
 /// Cuts every [`FakeAudio::cut`] of audio into a segment: silence when all its bytes are 0, else the word [`FakeAudio::hears`].
 /// A hole becomes a gap, overlap is dropped, `finalize` and `finish` flush what is pending. Same input, same segments, anywhere.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct FakeAudio {
     cut: Duration,
     /// Each second of audio takes this long to hear.
     pace: Duration,
     /// After this much audio the session fails or panics.
     breaks: Option<(Duration, Break)>,
+    #[serde(skip)]
     conduct: Arc<Conduct>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 enum Break {
     Fail(CallError),
-    Panic(&'static str),
+    Panic(Cow<'static, str>),
 }
 
 impl Default for FakeAudio {
@@ -62,7 +64,7 @@ impl FakeAudio {
     /// The session's task panics after this much audio: its events are dropped unended.
     #[must_use]
     pub fn panicking_after(mut self, audio: Duration, text: &'static str) -> Self {
-        self.breaks = Some((audio, Break::Panic(text)));
+        self.breaks = Some((audio, Break::Panic(text.into())));
         self
     }
 
@@ -79,6 +81,10 @@ impl FakeAudio {
     /// Openings and sessions now under way.
     pub fn running(&self) -> usize {
         self.conduct.running()
+    }
+
+    pub fn conduct(&self) -> Arc<Conduct> {
+        self.conduct.clone()
     }
 
     /// The word it hears in a stretch of audio.

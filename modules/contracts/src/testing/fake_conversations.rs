@@ -52,6 +52,10 @@ impl FakeConversations {
         self.conduct.running()
     }
 
+    pub fn conduct(&self) -> Arc<Conduct> {
+        self.conduct.clone()
+    }
+
     /// Everything committed to a channel, in order.
     pub fn segments(&self, conversation: ConversationId, channel: ChannelIndex) -> Vec<Segment> {
         let kept = self.kept.lock();

@@ -38,6 +38,15 @@ impl FakeInference {
         self.conduct.running()
     }
 
+    pub fn conduct(&self) -> Arc<Conduct> {
+        self.conduct.clone()
+    }
+
+    /// That of a summary's second item.
+    pub fn midway(&self) -> Arc<Conduct> {
+        self.midway.clone()
+    }
+
     fn insight(&self, request: &Analyze, task: Task, at: usize) -> Insight {
         let utterance = &request.utterances[at];
         let run = RunId::live(request.conversation, task.name(), "fake");

@@ -15,7 +15,7 @@ mod inference_suite;
 mod place;
 
 pub use audio_suite::{Sound, audio_suite};
-pub use behavior::Behavior;
+pub use behavior::{Behavior, Conduct, Seen, Strings};
 pub use calls::call_suite;
 pub use conversations_suite::conversations_suite;
 pub use fake_audio::FakeAudio;

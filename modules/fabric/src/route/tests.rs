@@ -180,7 +180,7 @@ async fn a_hung_shadow_delays_nothing() {
     }
     assert_eq!(house.seen(), (10, 2), "without a slot there is no shadow");
     assert!(house.there.iter().flat_map(FakeInference::seen).all(|cx| cx.shadow));
-    house.peers_behave(Behavior::Panic("on purpose"));
+    house.peers_behave(Behavior::Panic("on purpose".into()));
     house.analyze(cx()).await.expect("nor does a shadow that fails");
 }
 

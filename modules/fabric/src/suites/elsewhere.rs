@@ -2,7 +2,10 @@
 
 use crate::{api, audio, inference, link::Link, role::Role, serve::Services};
 use async_trait::async_trait;
-use contracts::{Audio, Conversations, Inference, testing::Place};
+use contracts::{
+    Audio, Conversations, Inference,
+    testing::{FakeAudio, FakeConversations, FakeInference, Place},
+};
 use std::sync::Arc;
 
 /// Serves modules where a link leads to them.
@@ -34,13 +37,13 @@ impl<B: Beyond> Elsewhere<B> {
 
 #[async_trait]
 impl<B: Beyond> Place for Elsewhere<B> {
-    async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
-        self.of_audio(module).await.0
+    async fn audio(&self, fake: FakeAudio) -> Arc<dyn Audio> {
+        self.of_audio(Arc::new(fake)).await.0
     }
-    async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
-        self.of_inference(module).await.0
+    async fn inference(&self, fake: FakeInference) -> Arc<dyn Inference> {
+        self.of_inference(Arc::new(fake)).await.0
     }
-    async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
-        self.of_conversations(module).await.0
+    async fn conversations(&self, fake: FakeConversations) -> Arc<dyn Conversations> {
+        self.of_conversations(Arc::new(fake)).await.0
     }
 }

@@ -11,7 +11,7 @@ use contracts::{
     Audio, CallCx, CallError, Conversations, EventStream, Inference,
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
     route::{Dial, Mode},
-    testing::{FakeInference, Place},
+    testing::{FakeAudio, FakeConversations, FakeInference, Place},
 };
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ fn dials() -> (Dials, dial::Place) {
 
 /// The suites count what a module is asked, so shadows are answered by another one.
 struct Unshadowed {
-    module: Arc<dyn Inference>,
+    module: FakeInference,
     shadow: FakeInference,
 }
 
 impl Unshadowed {
     fn for_call(&self, cx: &CallCx) -> &dyn Inference {
-        if cx.shadow { &self.shadow } else { &*self.module }
+        if cx.shadow { &self.shadow } else { &self.module }
     }
 }
 
@@ -52,20 +52,22 @@ impl Inference for Unshadowed {
 
 #[async_trait]
 impl<B: Beyond> Place for HalfAndHalf<B> {
-    async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
+    async fn audio(&self, fake: FakeAudio) -> Arc<dyn Audio> {
+        let module: Arc<dyn Audio> = Arc::new(fake);
         let (remote, link) = self.0.of_audio(module.clone()).await;
         let (mut dials, place) = dials();
         let connect: Connect<dyn Audio> = Arc::new(move |_| Ok((remote.clone(), Health::over(link.clone()))));
         dials.audio(Some(local::audio(module)), &place, connect).expect("a link is always there")
     }
-    async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
-        let module: Arc<dyn Inference> = Arc::new(Unshadowed { module, shadow: FakeInference::default() });
+    async fn inference(&self, fake: FakeInference) -> Arc<dyn Inference> {
+        let module: Arc<dyn Inference> = Arc::new(Unshadowed { module: fake, shadow: FakeInference::default() });
         let (remote, link) = self.0.of_inference(module.clone()).await;
         let (mut dials, place) = dials();
         let connect: Connect<dyn Inference> = Arc::new(move |_| Ok((remote.clone(), Health::over(link.clone()))));
         dials.inference(Some(local::inference(module)), &place, connect).expect("a link is always there")
     }
-    async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
+    async fn conversations(&self, fake: FakeConversations) -> Arc<dyn Conversations> {
+        let module: Arc<dyn Conversations> = Arc::new(fake);
         let (remote, link) = self.0.of_conversations(module.clone()).await;
         let (mut dials, place) = dials();
         let connect: Connect<dyn Conversations> = Arc::new(move |_| Ok((remote.clone(), Health::over(link.clone()))));

@@ -7,7 +7,7 @@ use contracts::{
     audio::{Session, StreamSpec},
     conversation::{Attach, Attached, Close, CommitOutcome, Conversation, ConversationView, OpenConversation, RecordEvent, Segment},
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
-    testing::Place,
+    testing::{FakeAudio, FakeConversations, FakeInference, Place},
 };
 use std::sync::Arc;
 
@@ -81,13 +81,13 @@ impl Conversations for Twice<dyn Conversations> {
 
 #[async_trait]
 impl<B: Beyond> Place for Repeated<B> {
-    async fn audio(&self, module: Arc<dyn Audio>) -> Arc<dyn Audio> {
-        Arc::new(Twice(self.0.audio(module).await))
+    async fn audio(&self, fake: FakeAudio) -> Arc<dyn Audio> {
+        Arc::new(Twice(self.0.audio(fake).await))
     }
-    async fn inference(&self, module: Arc<dyn Inference>) -> Arc<dyn Inference> {
-        Arc::new(Twice(self.0.inference(module).await))
+    async fn inference(&self, fake: FakeInference) -> Arc<dyn Inference> {
+        Arc::new(Twice(self.0.inference(fake).await))
     }
-    async fn conversations(&self, module: Arc<dyn Conversations>) -> Arc<dyn Conversations> {
-        Arc::new(Twice(self.0.conversations(module).await))
+    async fn conversations(&self, fake: FakeConversations) -> Arc<dyn Conversations> {
+        Arc::new(Twice(self.0.conversations(fake).await))
     }
 }

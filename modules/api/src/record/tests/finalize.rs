@@ -365,7 +365,7 @@ async fn inference_that_does_not_answer_leaves_a_degraded_result_and_the_better_
     }
     // Nothing said, nothing asked.
     let silent = world.running.call().await;
-    world.inference.fake.behave(Behavior::Panic("it must not be asked"));
+    world.inference.fake.behave(Behavior::Panic("it must not be asked".into()));
     world.close_at(&silent, ConversationState::Complete, &[]).await;
     world.finish(TimeDelta::zero()).await;
     assert_eq!(world.result(&silent).await.map(|r| (r.quality, r.summary.len())), Some((Quality::Full, 0)));
