@@ -17,8 +17,8 @@ const WORDS: u32 = 8;
 
 /// With a dozen utterances of eight words, intent and sentiment of each. Newest last. Left open: what closes is summed up, which is another
 /// question.
-pub async fn conversations(folder: &Path, count: usize) -> anyhow::Result<Vec<String>> {
-    let record = Record::open(folder, Arc::new(Memory::default()), &api::Settings::default()).await?;
+pub async fn conversations(folder: &Path, settings: &api::Settings, count: usize) -> anyhow::Result<Vec<String>> {
+    let record = Record::open(folder, Arc::new(Memory::default()), settings).await?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(record.clone().run(stop.clone()));
     let mut ids = vec![];

@@ -8,7 +8,7 @@ mod bus;
 mod cache;
 mod calls;
 mod certs;
-#[path = "../../modules/fabric/tests/collector/mod.rs"]
+#[path = "../../modules/fabric/tests/it/collector/mod.rs"]
 mod collector;
 mod crash;
 mod deepgram_sdk;

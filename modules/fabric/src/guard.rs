@@ -43,7 +43,7 @@ impl Bounds {
     }
 
     /// Why it must not begin.
-    fn check(&self) -> Result<(), CallError> {
+    fn check(&self, now: Instant) -> Result<(), CallError> {
         if self.depth > MAX_DEPTH {
             let detail = format!("the call is {} calls deep: modules call each other in a circle", self.depth);
             return Err(CallError::new(ErrorKind::Internal, Retry::Never, detail).from(Origin::Policy));
@@ -51,7 +51,7 @@ impl Bounds {
         if self.cancel.is_cancelled() {
             return Err(CallError::cancelled());
         }
-        if self.deadline <= Instant::now() {
+        if self.deadline <= now {
             return Err(CallError::deadline());
         }
         Ok(())
@@ -85,7 +85,7 @@ pub(crate) fn leaving() -> CallError {
 /// Counts a call as cancelled when it is dropped before its answer.
 struct Timer<'a> {
     meter: &'a Meter,
-    began: std::time::Instant,
+    began: Instant,
     spans: Option<[trace::Span; 2]>,
     answered: bool,
 }
@@ -152,10 +152,11 @@ impl Meter {
 
     /// One call, or the opening of a stream.
     pub(crate) async fn call<T>(&self, bounds: Bounds, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
-        let mut timer = Timer { meter: self, began: std::time::Instant::now(), spans: self.spans(&bounds), answered: false };
+        let began = Instant::now();
+        let mut timer = Timer { meter: self, began, spans: self.spans(&bounds), answered: false };
         // Pinned where it is: each layer that took it by value would copy it.
         let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
-        let answer = match bounds.check() {
+        let answer = match bounds.check(began) {
             Ok(()) => {
                 // The work is polled first: an answer that is there at once costs no timer.
                 let bounded = async {

@@ -2,7 +2,7 @@
 //!
 //! Beside the suites, what the issue of a module's place stands on is tested here: the six differences between a call in a process and
 //! plain gRPC, and cancelling, in `call_suite`; repetitions in `repeated`; peers killed or silent in `broken`; hung shadows in
-//! `route/tests.rs`; draining under load in `tests/drain.rs`; one tree of spans in `tests/trace.rs`; the codec in `round_trip.rs`.
+//! `route/tests.rs`; draining under load in `tests/it/drain.rs`; one tree of spans in `tests/it/trace.rs`; the codec in `round_trip.rs`.
 
 mod broken;
 mod child;

@@ -85,6 +85,20 @@ impl Postgres {
         self.sql("postgres", "SELECT pg_reload_conf()");
     }
 
+    /// Of a standby: what comes from now on is kept and not shown. Returns when that is so; needs a primary that writes meanwhile.
+    pub fn hold_replay(&self) {
+        self.sql("postgres", "SELECT pg_wal_replay_pause()");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.sql("postgres", "SELECT pg_get_wal_replay_pause_state()") != "paused" {
+            assert!(Instant::now() < deadline, "the standby does not pause: {}", self.log());
+            thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    pub fn go_on_replaying(&self) {
+        self.sql("postgres", "SELECT pg_wal_replay_resume()");
+    }
+
     /// Of a standby: waits until it shows everything that `primary` has committed.
     pub fn catch_up(&self, primary: &Self) {
         let wanted = primary.sql("postgres", "SELECT pg_current_wal_insert_lsn()");

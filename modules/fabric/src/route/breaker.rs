@@ -107,22 +107,22 @@ impl Breaker {
         Some(Permit { breaker: self, probe: Some(number) })
     }
 
-    fn report(&self, probe: Option<u64>, verdict: Verdict) {
+    fn report(&self, probe: Option<u64>, verdict: Verdict, now: Instant) {
         let mut state = self.state.lock();
         match (&mut *state, probe, verdict) {
             (State::Closed(window), None, Verdict::Good | Verdict::Bad) => {
-                window.count(verdict == Verdict::Bad);
+                window.count(verdict == Verdict::Bad, now);
                 let (all, bad) = window.sums();
                 if all >= self.limits.at_least && f64::from(bad) >= f64::from(all) * self.limits.failing {
-                    *state = State::Open { until: Instant::now() + self.limits.pause };
+                    *state = State::Open { until: now + self.limits.pause };
                     self.shown.set(2.0);
                 }
             }
             (State::HalfOpen { number, .. }, Some(mine), _) if *number == mine => {
                 let (next, shown) = match verdict {
                     Verdict::Good => (State::Closed(Window::default()), 0.0),
-                    Verdict::Bad => (State::Open { until: Instant::now() + self.limits.pause }, 2.0),
-                    Verdict::Neither => (State::Open { until: Instant::now() }, 2.0), // the next call finds out
+                    Verdict::Bad => (State::Open { until: now + self.limits.pause }, 2.0),
+                    Verdict::Neither => (State::Open { until: now }, 2.0), // the next call finds out
                 };
                 *state = next;
                 self.shown.set(shown);
@@ -139,8 +139,8 @@ pub(super) struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    pub(super) fn report(mut self, verdict: Verdict) {
-        self.breaker.report(self.probe.take(), verdict);
+    pub(super) fn report(mut self, verdict: Verdict, now: Instant) {
+        self.breaker.report(self.probe.take(), verdict, now);
         std::mem::forget(self); // it has reported
     }
 }
@@ -148,7 +148,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.probe.is_some() {
-            self.breaker.report(self.probe, Verdict::Neither);
+            self.breaker.report(self.probe, Verdict::Neither, Instant::now());
         }
     }
 }
@@ -168,8 +168,8 @@ impl Default for Window {
 }
 
 impl Window {
-    fn count(&mut self, bad: bool) {
-        let now = self.from.elapsed().as_secs();
+    fn count(&mut self, bad: bool, now: Instant) {
+        let now = now.saturating_duration_since(self.from).as_secs().max(self.second);
         let passed = (now - self.second).min(WINDOW as u64);
         for gone in 0..passed {
             self.counts[((now - gone) % WINDOW as u64) as usize] = (0, 0);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn calls(breaker: &Breaker, verdicts: &[Verdict]) -> usize {
-        verdicts.iter().filter_map(|verdict| breaker.enter().map(|permit| permit.report(*verdict))).count()
+        verdicts.iter().filter_map(|verdict| breaker.enter().map(|permit| permit.report(*verdict, Instant::now()))).count()
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,7 +209,7 @@ mod tests {
         let probe = breaker.enter().expect("one may find out");
         assert!(breaker.enter().is_none(), "and only one");
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
-        probe.report(Verdict::Good);
+        probe.report(Verdict::Good, Instant::now());
         assert_eq!(calls(&breaker, &[Verdict::Bad; 9]), 9, "it begins anew");
     }
 
@@ -243,9 +243,9 @@ mod tests {
         let hung = breaker.enter().expect("dropped: the next one finds out at once");
         advance(Duration::from_secs(10)).await;
         let next = breaker.enter().expect("it took too long");
-        hung.report(Verdict::Good);
+        hung.report(Verdict::Good, Instant::now());
         assert_eq!(breaker.state(), BreakerState::HalfOpen, "too late to count");
-        next.report(Verdict::Bad);
+        next.report(Verdict::Bad, Instant::now());
         assert_eq!(breaker.state(), BreakerState::Open);
         advance(Duration::from_secs(4)).await;
         assert!(breaker.enter().is_none());

@@ -19,12 +19,12 @@ struct Sample {
 }
 
 impl Recent {
-    pub(super) fn note(&self, took: Duration, failed: bool) {
+    pub(super) fn note(&self, at: Instant, took: Duration, failed: bool) {
         let mut samples = self.0.lock();
         if samples.len() == MOST {
             samples.pop_front();
         }
-        samples.push_back(Sample { at: Instant::now(), took, failed });
+        samples.push_back(Sample { at, took, failed });
     }
 
     pub(super) fn forget(&self) {
@@ -65,10 +65,10 @@ mod tests {
     async fn only_the_window_counts() {
         let recent = Recent::default();
         assert_eq!(recent.within(Duration::from_secs(30)), RecentCalls::default());
-        recent.note(Duration::from_secs(9), true);
+        recent.note(Instant::now(), Duration::from_secs(9), true);
         tokio::time::advance(Duration::from_secs(31)).await;
         for n in 1..=100 {
-            recent.note(Duration::from_millis(n), n % 10 == 0);
+            recent.note(Instant::now(), Duration::from_millis(n), n % 10 == 0);
         }
         let seen = recent.within(Duration::from_secs(30));
         assert_eq!((seen.calls, seen.failed, seen.p50_ms, seen.p99_ms), (100, 10, 51.0, 100.0));

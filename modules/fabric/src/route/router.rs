@@ -140,20 +140,22 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
         Ok(answer)
     }
 
-    /// The answer, and who gave it.
-    pub(super) async fn call<R, A, F>(
-        &self,
+    /// The answer, and who gave it. Not an `async fn`: that would keep what it was given beside what it passes on, and every call is copied
+    /// into its box.
+    pub(super) fn call<'a, R, A, F>(
+        &'a self,
         method: Method,
         cx: CallCx,
         request: R,
-        ask: impl Fn(Arc<T>, CallCx, R) -> F + Send,
-    ) -> Result<(A, Arc<Target<T>>), CallError>
+        ask: impl Fn(Arc<T>, CallCx, R) -> F + Send + 'a,
+    ) -> impl Future<Output = Result<(A, Arc<Target<T>>), CallError>> + Send + 'a
     where
-        R: Clone + Send,
-        F: Future<Output = Result<A, CallError>> + Send,
+        R: Clone + Send + 'a,
+        A: Send + 'a,
+        F: Future<Output = Result<A, CallError>> + Send + 'a,
     {
         let (order, cx) = self.order(&self.table.load(), cx);
-        self.ask_in_turn(order, method, cx, request, ask).await
+        self.ask_in_turn(order, method, cx, request, ask)
     }
 
     /// Who is asked, and with what: whoever stands in for a side that is down is told so, as if that had been asked in vain.
@@ -208,9 +210,10 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
             attempts += 1;
             drop(slot);
             let verdict = Verdict::of(&answer);
-            permit.report(verdict);
+            let now = Instant::now();
+            permit.report(verdict, now);
             if verdict != Verdict::Neither {
-                target.recent.note(began.elapsed(), verdict == Verdict::Bad);
+                target.recent.note(now, now - began, verdict == Verdict::Bad);
             }
             let error = match answer {
                 Ok(answer) => return Ok((answer, target)),

@@ -80,8 +80,8 @@ impl<A: Clone + Send + 'static> Comparison<A> {
 /// Shadows are how a target is known before it answers for anybody.
 fn note<A>(recent: &Recent, answer: &Result<A, CallError>, took: Duration) {
     match super::breaker::Verdict::of(answer) {
-        super::breaker::Verdict::Good => recent.note(took, false),
-        super::breaker::Verdict::Bad => recent.note(took, true),
+        super::breaker::Verdict::Good => recent.note(Instant::now(), took, false),
+        super::breaker::Verdict::Bad => recent.note(Instant::now(), took, true),
         super::breaker::Verdict::Neither => {}
     }
 }

@@ -169,21 +169,21 @@ async fn a_move_that_cannot_be_made_leaves_everything_as_it_was() {
     refused(&from, &alone(stranger, "postgres"), "it is no standby of").await;
     refused(&DatabaseUrl::default(), &to, "expected the address of a PostgreSQL server").await;
     refused(&DatabaseUrl::new(both(&primary, &standby, &database)), &to, "one host").await;
-    standby.delay_replay(Duration::from_secs(600));
+    standby.hold_replay();
     refused(&from, &to, "in time").await;
-    standby.delay_replay(Duration::ZERO);
+    standby.go_on_replaying();
     standby.catch_up(&primary);
     // Writes: the standby falls behind at the last moment. They go on where they were.
     let behind = standby.clone();
     let told = move |passed: operate::Passed| {
         if passed.stage == Stage::Reads {
-            behind.delay_replay(Duration::from_secs(600));
+            behind.hold_replay();
         }
     };
     let said = relocate(&from, &to, Stage::Promote, Duration::from_millis(700), told).await.expect_err("it is behind").to_string();
     assert!(said.contains("writes go on at") && said.contains("as before"), "{said}");
     load.say(100).await;
-    standby.delay_replay(Duration::ZERO);
+    standby.go_on_replaying();
     standby.catch_up(&primary);
     // Promote: the standby dies between.
     let dying = standby.clone();

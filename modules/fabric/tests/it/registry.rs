@@ -1,7 +1,5 @@
 //! Peers that write themselves down on a real Redis: they come, leave, die, and outlive that Redis. Through the public doors alone.
 
-#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
-
 use contracts::{
     CallCx, Inference,
     route::{Dial, Mode, Routes, Source},

@@ -1,7 +1,5 @@
 //! Who may call whom, over real sockets: certificates that are right, wrong, late and new, and ports where something else answers.
 
-#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
-
 use contracts::{CallCx, CallError, Encoding, ErrorKind, Origin, Retry, SampleRate, audio::StreamSpec, testing::FakeInference};
 use fabric::{
     Files, Introduction, Network, Role, ServeError, Services, Tls,

@@ -1,7 +1,5 @@
 //! A process that stops while it is busy: what its callers see.
 
-#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
-
 use contracts::{
     Audio, CallCx, CallError, ConversationId, Encoding, ErrorKind, Retry, SamplePos, SampleRate,
     audio::{CREDIT, Session, SpeechEvent, StreamSpec},

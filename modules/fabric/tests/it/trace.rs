@@ -1,46 +1,14 @@
 //! One call through two modules, as a real OTLP receiver sees it: the same tree wherever the modules run, and faults that can be found in it.
 
-#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
-
-mod collector;
-
-use async_trait::async_trait;
-use collector::Collector;
+use crate::spans::{Understanding, collector, noted, process, spans_of, took, utterance};
 use contracts::{
-    CallCx, CallError, ConversationId, Conversations, EventStream, Inference, TraceCx,
-    inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
+    CallCx, ConversationId, TraceCx,
+    inference::Analyze,
     testing::{Behavior, FakeConversations, FakeInference},
 };
-use fabric::{Services, connect, local, serve};
-use opentelemetry_proto::tonic::{common::v1::any_value::Value, trace::v1::Span};
-use platform::trace::{self, Side};
+use fabric::{Services, connect, local};
+use opentelemetry_proto::tonic::trace::v1::Span;
 use std::{sync::Arc, time::Duration};
-use tokio_util::sync::{CancellationToken, DropGuard};
-
-struct Spans(Collector);
-
-impl Spans {
-    /// What this process exports, from now on.
-    async fn start() -> Self {
-        let (collector, endpoint) = Collector::start().await;
-        trace::start(&trace::Settings { endpoint: Some(endpoint), ca: None }, "api").unwrap();
-        Self(collector)
-    }
-
-    /// The spans of a trace; those of a served call may end after its answer has arrived.
-    async fn of(&self, trace: TraceCx, expected: usize) -> Tree {
-        for _ in 0..100 {
-            tokio::task::spawn_blocking(trace::flush).await.unwrap();
-            let id = trace.trace_id.to_be_bytes();
-            let spans: Vec<_> = self.0.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
-            if spans.len() >= expected {
-                return Tree { spans };
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("no {expected} spans of {trace}: {:?}", self.0.spans.lock());
-    }
-}
 
 struct Tree {
     spans: Vec<Span>,
@@ -68,54 +36,16 @@ impl Tree {
     }
 
     fn outcome(&self, name: &str) -> String {
-        let noted = self.named(name).attributes.iter().find(|noted| noted.key == "outcome").unwrap();
-        match noted.value.clone().unwrap().value.unwrap() {
-            Value::StringValue(text) => text,
-            other => panic!("{other:?}"),
-        }
+        noted(self.named(name), "outcome")
     }
 
     fn took(&self, name: &str) -> Duration {
-        let span = self.named(name);
-        Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano)
+        took(self.named(name))
     }
 }
 
-/// Asks the record before it answers.
-struct Understanding {
-    record: Arc<dyn Conversations>,
-}
-
-#[async_trait]
-impl Inference for Understanding {
-    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
-        self.record.conversation(cx.child(Duration::from_secs(1)), request.conversation).await.map(|_| vec![])
-    }
-    async fn summarize(&self, _: CallCx, _: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        Ok(Box::pin(futures::stream::empty()))
-    }
-    async fn tiers(&self, _: CallCx) -> Result<Vec<TierStatus>, CallError> {
-        Ok(vec![])
-    }
-}
-
-struct Process {
-    address: String,
-    _stop: DropGuard,
-}
-
-async fn process(services: Services) -> Process {
-    let server = serve("127.0.0.1:0", services).await.unwrap();
-    let (address, stop) = (server.address().to_owned(), CancellationToken::new());
-    tokio::spawn(server.run(stop.clone()));
-    Process { address, _stop: stop.drop_guard() }
-}
-
-/// What a whole utterance is in the product: a span under which modules are called.
-async fn utterance<T>(work: impl AsyncFnOnce(CallCx) -> T) -> (TraceCx, T) {
-    let root = TraceCx::root();
-    let _span = trace::Span::begin("utterance", Side::Inside, root, TraceCx { span_id: 0, ..root });
-    (root, work(CallCx::new(Duration::from_secs(5)).traced(root)).await)
+async fn tree_of(trace: TraceCx, expected: usize) -> Tree {
+    Tree { spans: spans_of(trace, expected).await }
 }
 
 fn about(id: ConversationId) -> Analyze {
@@ -148,17 +78,17 @@ async fn carry(mut from: impl tokio::io::AsyncRead + Unpin, mut to: impl tokio::
     }
 }
 
-/// One test, because a process exports to one collector.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is() {
-    let unseen = utterance(async |cx| local::inference(Arc::new(FakeInference::default())).tiers(cx).await).await;
-    assert!(unseen.1.is_ok(), "nothing is traced before there is a collector");
-    let collector = Spans::start().await;
+    collector();
+    let unseen = TraceCx { sampled: false, ..TraceCx::root() };
+    let answer = local::inference(Arc::new(FakeInference::default())).tiers(CallCx::new(Duration::from_secs(5)).traced(unseen)).await;
+    assert!(answer.is_ok(), "a call that nobody wants to see is answered");
 
     let record = Arc::new(FakeConversations::default());
-    let here = local::inference(Arc::new(Understanding { record: local::conversations(record.clone()) }));
+    let here = local::inference(Arc::new(Understanding::on(local::conversations(record.clone()))));
     let keeps = process(Services { conversations: Some(record), ..Default::default() }).await;
-    let asks = Understanding { record: connect::conversations(&keeps.address).unwrap() };
+    let asks = Understanding::on(connect::conversations(&keeps.address).unwrap());
     let understands = process(Services { inference: Some(Arc::new(asks)), ..Default::default() }).await;
     let there = connect::inference(&understands.address).unwrap();
     let tree = "utterance(call inference.analyze(serve inference.analyze(call api.conversation(serve api.conversation))))";
@@ -166,19 +96,19 @@ async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is()
         // Nobody knows the conversation: the failing peer is the innermost span that failed.
         let (trace, answer) = utterance(async |cx| inference.analyze(cx, about(ConversationId::fresh())).await).await;
         assert!(answer.is_err());
-        let spans = collector.of(trace, 5).await;
+        let spans = tree_of(trace, 5).await;
         assert_eq!(spans.shape(), tree);
         assert_eq!(spans.outcome("serve api.conversation"), "not_found");
         assert_eq!(spans.named("serve api.conversation").status.as_ref().unwrap().code, 2, "an error");
     }
-    assert!(!collector.0.spans.lock().iter().any(|span| span.trace_id == unseen.0.trace_id.to_be_bytes()));
+    assert!(!collector().spans.lock().iter().any(|span| span.trace_id == unseen.trace_id.to_be_bytes()));
 
     // A panic is where its module served.
     let fake = FakeInference::default();
     let wild = process(Services { inference: Some(Arc::new(fake.clone())), ..Default::default() }).await;
     fake.behave(Behavior::Panic("on purpose".into()));
     let (trace, _) = utterance(async |cx| connect::inference(&wild.address).unwrap().tiers(cx).await).await;
-    let spans = collector.of(trace, 3).await;
+    let spans = tree_of(trace, 3).await;
     assert_eq!((spans.outcome("serve inference.tiers"), spans.outcome("call inference.tiers")), ("panicked".into(), "panicked".into()));
 
     // A slow way: the caller waits, the callee does not work. A slow module: both take long.
@@ -187,11 +117,11 @@ async fn a_trace_is_the_same_tree_in_every_locality_and_shows_where_a_fault_is()
     let far = connect::inference(&slow_wire(&wild.address, by).await).unwrap();
     far.tiers(CallCx::new(Duration::from_secs(5))).await.unwrap();
     let (trace, _) = utterance(async |cx| far.tiers(cx).await).await;
-    let spans = collector.of(trace, 3).await;
+    let spans = tree_of(trace, 3).await;
     let (call, serve) = (spans.took("call inference.tiers"), spans.took("serve inference.tiers"));
     assert!(call >= 2 * by && serve < by, "{call:?} {serve:?}");
     fake.behave(Behavior::Slow(2 * by));
     let (trace, _) = utterance(async |cx| connect::inference(&wild.address).unwrap().tiers(cx).await).await;
-    let spans = collector.of(trace, 3).await;
+    let spans = tree_of(trace, 3).await;
     assert!(spans.took("serve inference.tiers") >= 2 * by, "{:?}", spans.took("serve inference.tiers"));
 }

@@ -242,7 +242,7 @@ impl Far {
     async fn start(folder: &Path) -> Self {
         let endpoint = format!("unix:{}/far.sock", folder.display());
         let child = Command::new(std::env::current_exe().expect("a test has a file"))
-            .args(["--ignored", "--exact", "a_process_of_its_own"])
+            .args(["--ignored", "--exact", "processes::a_process_of_its_own"])
             .env(LISTEN, &endpoint)
             .stdout(Stdio::null())
             .spawn()

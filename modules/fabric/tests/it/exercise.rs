@@ -1,52 +1,22 @@
-//! Three faults, each found from the trace of one utterance alone. `cargo test -p fabric --test exercise -- --nocapture` prints the traces.
+//! Three faults, each found from the trace of one utterance alone. `cargo test -p fabric --test it exercise -- --nocapture` prints the
+//! traces.
 //!
 //! Three processes of the product stand in a row: who hears an utterance asks `inference`, which asks the record (`api`). Whoever looks has
 //! the spans a collector was sent, and nothing else.
 
-#![allow(clippy::unwrap_used)] // a test that unwraps has failed with the reason
-
-mod collector;
-
-use async_trait::async_trait;
-use collector::Collector;
+use crate::spans::{Understanding, has_failed, noted, process, spans_of, took, utterance};
 use contracts::{
-    CallCx, CallError, ConversationId, Conversations, EventStream, Inference, TraceCx,
+    CallCx, CallError, ConversationId, Conversations, Inference,
     conversation::OpenConversation,
-    inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
+    inference::Analyze,
     testing::{Behavior, FakeConversations},
 };
-use fabric::{Services, connect, serve};
-use opentelemetry_proto::tonic::{common::v1::any_value::Value, trace::v1::Span};
-use parking_lot::Mutex;
-use platform::trace::{self, Side};
-use std::{sync::Arc, time::Duration};
-use tokio_util::sync::{CancellationToken, DropGuard};
-
-/// Where this process sends its spans.
-struct Spans(Collector);
-
-impl Spans {
-    async fn start() -> Self {
-        let (collector, endpoint) = Collector::start().await;
-        let settings = serde_json::json!({ "endpoint": endpoint });
-        trace::start(&serde_json::from_value(settings).unwrap(), "api").unwrap();
-        Self(collector)
-    }
-
-    /// The spans of a trace, when so many have come.
-    async fn of(&self, trace: TraceCx, expected: usize) -> Trace {
-        for _ in 0..200 {
-            tokio::task::spawn_blocking(trace::flush).await.unwrap();
-            let id = trace.trace_id.to_be_bytes();
-            let spans: Vec<_> = self.0.spans.lock().iter().filter(|span| span.trace_id == id).cloned().collect();
-            if spans.len() >= expected {
-                return Trace { spans };
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("no {expected} spans of {trace}: {:?}", self.0.spans.lock());
-    }
-}
+use fabric::{Services, connect};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// What whoever looks has in hand.
 struct Trace {
@@ -104,62 +74,13 @@ impl Trace {
     }
 }
 
-fn took(span: &Span) -> Duration {
-    Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano)
-}
-
-fn has_failed(span: &Span) -> bool {
-    span.status.as_ref().is_some_and(|status| status.code == 2)
-}
-
-fn noted(span: &Span, key: &str) -> String {
-    let noted = span.attributes.iter().find(|noted| noted.key == key).and_then(|noted| noted.value.clone()?.value);
-    match noted {
-        Some(Value::StringValue(text)) => text,
-        _ => String::new(),
-    }
-}
-
-/// Asks the record before it answers.
-struct Understanding {
-    record: Arc<dyn Conversations>,
-    panics: Arc<Mutex<bool>>,
-}
-
-#[async_trait]
-impl Inference for Understanding {
-    async fn analyze(&self, cx: CallCx, request: Analyze) -> Result<Vec<Insight>, CallError> {
-        self.record.conversation(cx.child(Duration::from_secs(2)), request.conversation).await?;
-        assert!(!*self.panics.lock(), "a label that is not in the file");
-        Ok(vec![])
-    }
-    async fn summarize(&self, _: CallCx, _: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        Ok(Box::pin(futures::stream::empty()))
-    }
-    async fn tiers(&self, _: CallCx) -> Result<Vec<TierStatus>, CallError> {
-        Ok(vec![])
-    }
-}
-
-struct Process {
-    address: String,
-    _stop: DropGuard,
-}
-
-async fn process(services: Services) -> Process {
-    let server = serve("127.0.0.1:0", services).await.unwrap();
-    let (address, stop) = (server.address().to_owned(), CancellationToken::new());
-    tokio::spawn(server.run(stop.clone()));
-    Process { address, _stop: stop.drop_guard() }
-}
-
-/// One test, because a process exports to one collector.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_remote_a_failing_peer_and_a_panic_are_each_found_in_the_trace() {
-    let collector = Spans::start().await;
-    let (record, panics) = (FakeConversations::default(), Arc::new(Mutex::new(false)));
+    crate::spans::collector();
+    let record = FakeConversations::default();
     let keeps = process(Services { conversations: Some(Arc::new(record.clone())), ..Default::default() }).await;
-    let asks = Understanding { record: connect::conversations(&keeps.address).unwrap(), panics: panics.clone() };
+    let asks = Understanding::on(connect::conversations(&keeps.address).unwrap());
+    let panics = asks.panics.clone();
     let understands = process(Services { inference: Some(Arc::new(asks)), ..Default::default() }).await;
     let inference = connect::inference(&understands.address).unwrap();
     let id = ConversationId::fresh();
@@ -174,37 +95,33 @@ async fn a_slow_remote_a_failing_peer_and_a_panic_are_each_found_in_the_trace() 
         started_at: chrono::DateTime::UNIX_EPOCH,
     };
     record.open(CallCx::new(Duration::from_secs(5)), opening).await.unwrap();
-    let utterance = async |spans: usize| {
-        let root = TraceCx::root();
-        {
-            let _span = trace::Span::begin("utterance", Side::Inside, root, TraceCx { span_id: 0, ..root });
-            let about = Analyze { conversation: id, tasks: vec![], utterances: vec![], context: vec![] };
-            let _ = inference.analyze(CallCx::new(Duration::from_secs(5)).traced(root), about).await;
-        }
-        let trace = collector.of(root, spans).await;
+    let said = async |spans: usize| {
+        let about = Analyze { conversation: id, tasks: vec![], utterances: vec![], context: vec![] };
+        let (trace, _) = utterance(async |cx| inference.analyze(cx, about).await).await;
+        let trace = Trace { spans: spans_of(trace, spans).await };
         println!("{}=> {}\n", trace.print(), trace.fault());
         trace.fault()
     };
-    utterance(5).await; // connections are made
+    said(5).await; // connections are made
 
     record.behave(Behavior::Slow(Duration::from_millis(200)));
-    assert_eq!(utterance(5).await, "api.conversation is slow where it is served");
+    assert_eq!(said(5).await, "api.conversation is slow where it is served");
 
     record.behave(Behavior::Fail(CallError::internal("the disk is full")));
-    assert_eq!(utterance(5).await, "api.conversation failed where it is served: internal: the disk is full");
+    assert_eq!(said(5).await, "api.conversation failed where it is served: internal: the disk is full");
 
     record.behave(Behavior::Answer);
-    *panics.lock() = true;
-    let panicked = utterance(5).await;
+    panics.store(true, Ordering::SeqCst);
+    let panicked = said(5).await;
     assert!(panicked.starts_with("inference.analyze failed where it is served: panicked"), "{panicked}");
 
     // A peer that is gone: nobody serves, and the caller says who was asked.
-    *panics.lock() = false;
+    panics.store(false, Ordering::SeqCst);
     let address = keeps.address.clone();
     drop(keeps);
     while tokio::net::TcpStream::connect(address.strip_prefix("http://").unwrap()).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let gone = utterance(4).await;
+    let gone = said(4).await;
     assert!(gone.starts_with("api.conversation was reached by nobody") && gone.contains(&address), "{gone}");
 }
