@@ -16,7 +16,11 @@ use contracts::{CallCx, CallError, ErrorKind, EventStream, Origin, Retry, TraceC
 use futures::{FutureExt, StreamExt};
 use platform::trace::{self, Side};
 use prost::Message;
-use std::{panic::AssertUnwindSafe, pin::pin, time::SystemTime};
+use std::{
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    time::SystemTime,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -27,10 +31,10 @@ pub(crate) struct Bounds {
     deadline: Instant,
     cancel: CancellationToken,
     depth: u8,
-    /// The call's own place in the trace, what it is below, and, in one process, the callee's below it.
+    /// The call's own place in the trace, the span it is below, and, in one process, the callee's below it.
     trace: TraceCx,
-    above: TraceCx,
-    below: TraceCx,
+    above: u64,
+    below: u64,
     /// The process that serves the call is going down.
     leaving: Option<CancellationToken>,
 }
@@ -119,14 +123,14 @@ impl Drop for Timer<'_> {
 impl Meter {
     /// Begins a call: from here on it has its own place in the trace, and what it calls stands below it.
     pub(crate) fn enter(&self, cx: &mut CallCx) -> Bounds {
-        let above = cx.trace;
-        let (mut trace, mut below) = (above, above);
+        let above = cx.trace.span_id;
+        let mut trace = cx.trace;
         // Where a call is routed to has the spans; the way there adds none.
-        if self.locality != Locality::Routed && (above.span_id == 0 || trace::wants(&above)) {
-            trace = above.child();
-            below = if self.locality == Locality::Local { trace.child() } else { trace };
-            cx.trace = below;
+        if self.locality != Locality::Routed && (above == 0 || trace::wants(&trace)) {
+            trace = trace.child();
+            cx.trace = if self.locality == Locality::Local { trace.child() } else { trace };
         }
+        let below = cx.trace.span_id;
         Bounds { deadline: cx.deadline, cancel: cx.cancel.clone(), depth: cx.depth, trace, above, below, leaving: None }
     }
 
@@ -142,7 +146,8 @@ impl Meter {
             span
         };
         let (call, serve) = (self.call, self.serve);
-        let Bounds { trace, above, below, .. } = *bounds;
+        let at = |span_id| TraceCx { span_id, ..bounds.trace };
+        let (trace, above, below) = (bounds.trace, at(bounds.above), at(bounds.below));
         Some(match self.locality {
             Locality::Local => [span(call, Side::Caller, trace, above), span(serve, Side::Callee, below, trace)],
             Locality::Remote => [span(call, Side::Caller, trace, above), trace::Span::none()],
@@ -150,23 +155,27 @@ impl Meter {
         })
     }
 
-    /// One call, or the opening of a stream.
-    pub(crate) async fn call<T>(&self, bounds: Bounds, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    /// One call, or the opening of a stream. Bounds and work stay where they are: each layer that took them by value would keep them twice,
+    /// and every call is copied into its box.
+    pub(crate) async fn call<T>(
+        &self,
+        bounds: &Bounds,
+        work: Pin<&mut (impl Future<Output = Result<T, CallError>> + ?Sized)>,
+    ) -> Result<T, CallError> {
         let began = Instant::now();
-        let mut timer = Timer { meter: self, began, spans: self.spans(&bounds), answered: false };
-        // Pinned where it is: each layer that took it by value would copy it.
-        let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
+        let mut timer = Timer { meter: self, began, spans: self.spans(bounds), answered: false };
+        let mut work = AssertUnwindSafe(work).catch_unwind();
         let answer = match bounds.check(began) {
             Ok(()) => {
                 // The work is polled first: an answer that is there at once costs no timer.
-                let bounded = async {
+                let bounded = pin!(async {
                     tokio::select! {
                         biased;
                         answer = &mut work => answer.unwrap_or_else(|panic| Err(CallError::panicked(&*panic))),
                         reason = async { bounds.broken(true).await } => Err(reason),
                     }
-                };
-                bounded.instrument(self.span(&bounds)).await
+                });
+                bounded.instrument(self.span(bounds)).await
             }
             Err(reason) => Err(reason),
         };
@@ -256,7 +265,7 @@ mod tests {
             runtime.block_on(async {
                 let meter = Meter::new(Locality::Local, &"local".into(), "inference", "tiers");
                 let bounds = || meter.enter(&mut CallCx::new(Duration::from_secs(1)));
-                meter.call(bounds(), async { Ok(()) }).await.expect("an answer");
+                meter.call(&bounds(), pin!(async { Ok(()) })).await.expect("an answer");
                 let _ = meter.call::<()>(bounds(), async { Err(CallError::busy(Duration::ZERO, "full")) }).await;
                 let dropped = meter.call::<()>(bounds(), std::future::pending());
                 assert!(dropped.now_or_never().is_none());

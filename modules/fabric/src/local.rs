@@ -15,7 +15,7 @@ use contracts::{
     conversation::{Attach, Attached, Close, CommitOutcome, Conversation, ConversationView, OpenConversation, RecordEvent, Segment},
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
 };
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 /// The rules hold for the opening; then frames and events flow as if nothing stood between.
 pub fn audio(module: Arc<dyn Audio>) -> Arc<dyn Audio> {
@@ -43,7 +43,7 @@ impl Audio for Local<dyn Audio, Hearing> {
             fits::<audio::StreamSpec, _>(&spec)?;
             self.module.open(cx, spec).await
         };
-        self.methods.open.call(bounds, work).await
+        self.methods.open.call(&bounds, pin!(work)).await
     }
 }
 
@@ -57,7 +57,7 @@ impl Inference for Local<dyn Inference, Understanding> {
             fits::<inference::AnalyzeReply, _>(&insights)?;
             Ok(insights)
         };
-        self.methods.analyze.call(bounds, work).await
+        self.methods.analyze.call(&bounds, pin!(work)).await
     }
 
     async fn summarize(&self, mut cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
@@ -66,13 +66,13 @@ impl Inference for Local<dyn Inference, Understanding> {
             fits::<inference::SummarizeRequest, _>(&request)?;
             self.module.summarize(cx, request).await
         };
-        let summary = self.methods.summarize.call(bounds.clone(), work).await?;
+        let summary = self.methods.summarize.call(&bounds, pin!(work)).await?;
         Ok(items(bounds, Deadline::Whole, summary, fits::<inference::SummaryItem, _>))
     }
 
     async fn tiers(&self, mut cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
         let bounds = self.methods.tiers.enter(&mut cx);
-        self.methods.tiers.call(bounds, async { self.module.tiers(cx).await }).await
+        self.methods.tiers.call(&bounds, pin!(async { self.module.tiers(cx).await })).await
     }
 }
 
@@ -84,12 +84,12 @@ impl Conversations for Local<dyn Conversations, Api> {
             fits::<api::OpenRequest, _>(&request)?;
             self.module.open(cx, request).await
         };
-        self.methods.open.call(bounds, work).await
+        self.methods.open.call(&bounds, pin!(work)).await
     }
 
     async fn attach(&self, mut cx: CallCx, request: Attach) -> Result<Attached, CallError> {
         let bounds = self.methods.attach.enter(&mut cx);
-        self.methods.attach.call(bounds, async { self.module.attach(cx, request).await }).await
+        self.methods.attach.call(&bounds, pin!(async { self.module.attach(cx, request).await })).await
     }
 
     async fn commit(&self, mut cx: CallCx, segments: Vec<Segment>) -> Result<Vec<CommitOutcome>, CallError> {
@@ -98,7 +98,7 @@ impl Conversations for Local<dyn Conversations, Api> {
             fits::<api::CommitRequest, _>(&segments)?;
             self.module.commit(cx, segments).await
         };
-        self.methods.commit.call(bounds, work).await
+        self.methods.commit.call(&bounds, pin!(work)).await
     }
 
     async fn record(&self, mut cx: CallCx, insights: Vec<Insight>) -> Result<u32, CallError> {
@@ -107,12 +107,12 @@ impl Conversations for Local<dyn Conversations, Api> {
             fits::<api::RecordRequest, _>(&insights)?;
             self.module.record(cx, insights).await
         };
-        self.methods.record.call(bounds, work).await
+        self.methods.record.call(&bounds, pin!(work)).await
     }
 
     async fn close(&self, mut cx: CallCx, request: Close) -> Result<Conversation, CallError> {
         let bounds = self.methods.close.enter(&mut cx);
-        self.methods.close.call(bounds, async { self.module.close(cx, request).await }).await
+        self.methods.close.call(&bounds, pin!(async { self.module.close(cx, request).await })).await
     }
 
     async fn conversation(&self, mut cx: CallCx, id: ConversationId) -> Result<ConversationView, CallError> {
@@ -122,12 +122,12 @@ impl Conversations for Local<dyn Conversations, Api> {
             fits::<api::ConversationView, _>(&view)?;
             Ok(view)
         };
-        self.methods.conversation.call(bounds, work).await
+        self.methods.conversation.call(&bounds, pin!(work)).await
     }
 
     async fn watch(&self, mut cx: CallCx, id: ConversationId) -> Result<EventStream<RecordEvent>, CallError> {
         let bounds = self.methods.watch.enter(&mut cx);
-        let events = self.methods.watch.call(bounds.clone(), async { self.module.watch(cx, id).await }).await?;
+        let events = self.methods.watch.call(&bounds, pin!(async { self.module.watch(cx, id).await })).await?;
         Ok(items(bounds, Deadline::Opening, events, fits::<api::RecordEvent, _>))
     }
 }

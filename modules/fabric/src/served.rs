@@ -9,7 +9,10 @@ use crate::{
 use contracts::{CallCx, CallError, EventStream};
 use futures::StreamExt;
 use prost::Message;
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    time::Duration,
+};
 use tokio_util::{
     sync::CancellationToken,
     task::task_tracker::{TaskTracker, TaskTrackerToken},
@@ -60,7 +63,7 @@ impl Served {
             passes(&answer)?;
             Ok(Response::new(answer))
         };
-        meter.call(bounds, answer).await.map_err(to_status)
+        meter.call(&bounds, pin!(answer)).await.map_err(to_status)
     }
 
     pub(crate) async fn stream<Q, T, M>(
@@ -81,7 +84,7 @@ impl Served {
             Deadline::Whole => &self.leaving,
             Deadline::Opening => &self.stopping,
         });
-        let begun = meter.call(bounds.clone(), work(cx, request.into_inner())).await.map_err(to_status)?;
+        let begun = meter.call(&bounds, pin!(work(cx, request.into_inner()))).await.map_err(to_status)?;
         let messages = items(bounds, deadline, begun, |_| Ok(())).scan(false, move |ended, item| {
             let _ = (&gone, &under_way); // live as long as the stream
             let message = item.and_then(|item| {

@@ -20,6 +20,7 @@ use contracts::{
     inference::Insight,
 };
 use futures::StreamExt;
+use std::pin::pin;
 
 pub(crate) struct Remote {
     client: ConversationsClient<Link>,
@@ -43,7 +44,7 @@ macro_rules! unary {
             let $reply = $self.client.clone().$rpc(context::request(&$cx, message)).await.map_err(from_status)?.into_inner();
             $answer
         };
-        $self.methods.$method.call($bounds, work).await
+        $self.methods.$method.call(&$bounds, pin!(work)).await
     }};
 }
 
@@ -86,7 +87,7 @@ impl Conversations for Remote {
             let request = context::request(&cx, pb::WatchRequest::from(id));
             Ok(self.client.clone().watch(request).await.map_err(from_status)?.into_inner())
         };
-        let events = self.methods.watch.call(bounds.clone(), work).await?;
+        let events = self.methods.watch.call(&bounds, pin!(work)).await?;
         let events = events.map(|event| event.map_err(from_status)?.try_into().map_err(Unreadable::in_answer));
         Ok(items(bounds, Deadline::Opening, events.boxed(), |_| Ok(())))
     }

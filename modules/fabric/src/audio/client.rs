@@ -19,7 +19,7 @@ use contracts::{
 };
 use parking_lot::Mutex;
 use pb::{down::Message as Down, up::Message as Up};
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +61,7 @@ impl Remote {
 impl Audio for Remote {
     async fn open(&self, mut cx: CallCx, spec: StreamSpec) -> Result<Session, CallError> {
         let bounds = self.methods.open.enter(&mut cx);
-        self.methods.open.call(bounds, self.begin(cx, spec)).await
+        self.methods.open.call(&bounds, pin!(self.begin(cx, spec))).await
     }
 }
 

@@ -15,7 +15,10 @@ use contracts::{
 };
 use futures::{Stream, StreamExt};
 use pb::{down::Message as Down, up::Message as Up};
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+};
 use tokio::time::Sleep;
 use tokio_util::sync::DropGuard;
 use tonic::{Request, Response, Status, Streaming};
@@ -120,7 +123,7 @@ impl Live {
             let Session { frames, events, info } = served.module.open(cx, spec).await?;
             Ok((frames, events, rate.samples_in(info.credit) as usize * width, info))
         };
-        let (frames, events, credit, info) = served.methods.open.call(bounds, opening).await?;
+        let (frames, events, credit, info) = served.methods.open.call(&bounds, pin!(opening)).await?;
         let live = Self {
             up,
             frames: Some(frames),

@@ -19,6 +19,7 @@ use contracts::{
     inference::{Analyze, Insight, Summarize, SummaryItem, TierStatus},
 };
 use futures::StreamExt;
+use std::pin::pin;
 
 pub(crate) struct Remote {
     client: InferenceClient<Link>,
@@ -42,7 +43,7 @@ impl Inference for Remote {
             let reply = self.client.clone().analyze(context::request(&cx, message)).await.map_err(from_status)?;
             all(reply.into_inner().insights).map_err(Unreadable::in_answer)
         };
-        self.methods.analyze.call(bounds, work).await
+        self.methods.analyze.call(&bounds, pin!(work)).await
     }
 
     async fn summarize(&self, mut cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
@@ -52,7 +53,7 @@ impl Inference for Remote {
             passes(&message)?;
             Ok(self.client.clone().summarize(context::request(&cx, message)).await.map_err(from_status)?.into_inner())
         };
-        let summary = self.methods.summarize.call(bounds.clone(), work).await?;
+        let summary = self.methods.summarize.call(&bounds, pin!(work)).await?;
         let summary = summary.map(|item| item.map_err(from_status)?.try_into().map_err(Unreadable::in_answer));
         Ok(items(bounds, Deadline::Whole, summary.boxed(), |_| Ok(())))
     }
@@ -63,6 +64,6 @@ impl Inference for Remote {
             let reply = self.client.clone().tiers(context::request(&cx, pb::TiersRequest {})).await.map_err(from_status)?;
             all(reply.into_inner().tiers).map_err(Unreadable::in_answer)
         };
-        self.methods.tiers.call(bounds, work).await
+        self.methods.tiers.call(&bounds, pin!(work)).await
     }
 }

@@ -53,7 +53,7 @@ impl Audio for Routed<dyn Audio, Hearing> {
             }
             Ok(session)
         };
-        self.methods.open.call(bounds, work).await
+        self.methods.open.call(&bounds, pin!(work)).await
     }
 }
 
@@ -68,7 +68,7 @@ impl Inference for Routed<dyn Inference, Understanding> {
             request,
             |peer, cx, request| async move { peer.analyze(cx, request).await },
         ));
-        self.methods.analyze.call(bounds, work).await
+        self.methods.analyze.call(&bounds, work).await
     }
 
     async fn summarize(&self, mut cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
@@ -76,13 +76,13 @@ impl Inference for Routed<dyn Inference, Understanding> {
         let work =
             self.router.call(SUMMARIZE, cx, request, |peer, cx, request| async move { begin(peer.summarize(cx, request).await?).await });
         let work = pin!(work);
-        self.methods.summarize.call(bounds, async { Ok(work.await?.0) }).await
+        self.methods.summarize.call(&bounds, pin!(async { Ok(work.await?.0) })).await
     }
 
     async fn tiers(&self, mut cx: CallCx) -> Result<Vec<TierStatus>, CallError> {
         let bounds = self.methods.tiers.enter(&mut cx);
         let work = pin!(self.router.call(TIERS, cx, (), |peer, cx, ()| async move { peer.tiers(cx).await }));
-        self.methods.tiers.call(bounds, async { Ok(work.await?.0) }).await
+        self.methods.tiers.call(&bounds, pin!(async { Ok(work.await?.0) })).await
     }
 }
 
@@ -109,7 +109,7 @@ macro_rules! ask {
     ($self:ident, $cx:ident, $method:expr, $name:ident, $request:expr) => {{
         let bounds = $self.methods.$name.enter(&mut $cx);
         let work = pin!($self.router.call($method, $cx, $request, |peer, cx, request| async move { peer.$name(cx, request).await }));
-        $self.methods.$name.call(bounds, async { Ok(work.await?.0) }).await
+        $self.methods.$name.call(&bounds, pin!(async { Ok(work.await?.0) })).await
     }};
 }
 
