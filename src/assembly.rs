@@ -65,13 +65,15 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         None => Arc::new(Memory::with_capacity(config.bus.capacity)),
         Some(shared) => shared.clone(),
     };
-    let before = resident_bytes();
-    let record = match config.roles.contains(&Role::Api) {
-        true => {
-            let cache = cache::Front::start(&config.cache, shared.as_deref()).await?;
-            Some(Record::open_behind(cache, &config.data, bus.clone(), &config.api).await.context("opening the record")?)
-        }
+    let remembers = config.inference.llm.url.is_some() && Models::understands(&config);
+    let cache = match config.roles.contains(&Role::Api) || remembers {
+        true => Some(cache::Front::start(&config.cache, shared.as_deref()).await?),
         false => None,
+    };
+    let before = resident_bytes();
+    let record = match cache.clone().filter(|_| config.roles.contains(&Role::Api)) {
+        Some(cache) => Some(Record::open_behind(cache, &config.data, bus.clone(), &config.api).await.context("opening the record")?),
+        None => None,
     };
     if let (Some(_), Some(grown)) = (&record, grown_since(before)) {
         status.grew("api", grown);
@@ -81,7 +83,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         watch_record(record.clone(), &status, &mut tasks);
         status.keep_by(record.clone());
     }
-    let models = Models::load(&config, &status).await?;
+    let models = Models::load(&config, &status, cache.clone()).await?;
     if let Some(inference) = models.inference.clone() {
         tasks.spawn("definitions", OnEnd::Fine, STOP_LIMIT, |stop| async move {
             inference.follow_files(stop).await;
@@ -121,7 +123,6 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     if let Some(dials) = &dials {
         dial::attend(dials, record.clone(), &config, &status, &mut tasks);
     }
-    let cache = record.as_ref().map(|record| record.cache().clone());
     let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
     if let Some(cache) = cache {
         watch_cache(&config, cache, &status, &mut tasks); // stops after the record, whose last changes it tells
@@ -166,12 +167,20 @@ struct Models {
     inference: Option<Arc<inference::Local>>,
 }
 
+/// Whether a module of this role is in this process and may be asked here.
+fn hosts(config: &Config, role: Role, place: &Place) -> bool {
+    config.roles.contains(&role) && place.mode != Mode::Remote
+}
+
 impl Models {
+    fn understands(config: &Config) -> bool {
+        hosts(config, Role::Inference, &config.modules.inference)
+    }
+
     /// Loads recognizer and detector; then the classifier, behind everything else. One after the other, so that it can be told which of
     /// them the memory is for.
-    async fn load(config: &Config, status: &Status) -> anyhow::Result<Self> {
-        let here = |role: Role, place: &Place| config.roles.contains(&role) && place.mode != Mode::Remote;
-        let (hears, understands) = (here(Role::Audio, &config.modules.audio), here(Role::Inference, &config.modules.inference));
+    async fn load(config: &Config, status: &Status, cache: Option<Arc<cache::Front>>) -> anyhow::Result<Self> {
+        let (hears, understands) = (hosts(config, Role::Audio, &config.modules.audio), Self::understands(config));
         let (models, audio, inference) = (config.models.clone(), config.audio.clone(), config.inference.clone());
         let told = status.clone();
         let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<(Self, Option<u64>)> {
@@ -200,7 +209,11 @@ impl Models {
             };
             let before = resident_bytes();
             let inference = understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose();
-            Ok((Self { engine, inference: inference.context("starting inference")?.map(Arc::new) }, before))
+            let remembering = |local: inference::Local| match cache {
+                Some(cache) => local.remembering(cache),
+                None => local,
+            };
+            Ok((Self { engine, inference: inference.context("starting inference")?.map(remembering).map(Arc::new) }, before))
         });
         let (loaded, before) = loading.await.context("loading the models panicked")??;
         if let Some(inference) = loaded.inference.clone() {
@@ -429,7 +442,7 @@ fn watch_bus(config: &Config, bus: Arc<dyn Bus>, status: &Status, tasks: &mut Su
     });
 }
 
-/// Keeps the cache, and shows how a shared one does. Without it reads are slower, and right.
+/// Keeps the cache, and shows how a shared one does. Without it reads are slower and a language model is asked more often.
 fn watch_cache(config: &Config, cache: Arc<cache::Front>, status: &Status, tasks: &mut Supervisor) {
     let running = cache.clone();
     tasks.spawn("cache", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {

@@ -1,7 +1,8 @@
 //! After the last word: a call is summed up, its result is published, and whoever is to be told is told once, signed.
 
 use crate::{
-    calls::play,
+    calls::{all, play},
+    scripted::{Scripted, Seen},
     support::{Server, demo_calls, models},
 };
 use serde_json::Value;
@@ -35,6 +36,51 @@ fn receiver() -> (String, mpsc::Receiver<String>) {
     (url, told)
 }
 
+/// Plays the shortest call and waits until it has come to its end.
+async fn finished_call(quickcomm: &Server) -> (String, Value) {
+    let call = demo_calls().into_iter().min_by(|a, b| a.script.duration_s.total_cmp(&b.script.duration_s)).unwrap();
+    let (_, id, _) = play(vec![call], &quickcomm.http).await.remove(0);
+    let done = async {
+        loop {
+            let row = quickcomm.get(&format!("/v1/conversations/{id}")).await;
+            if row["finalization"] == "done" {
+                return row;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let row = tokio::time::timeout(Duration::from_secs(120), done).await.expect("it comes to its end");
+    (id, row)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_language_model_sums_a_call_up_in_the_words_of_those_who_spoke() {
+    if models().is_none() {
+        return;
+    }
+    let llm = Scripted::start(Seen::answer).await;
+    let data = tempfile::tempdir().unwrap();
+    let (url, model) = (llm.url(), ("QUICKCOMM_INFERENCE__LLM__MODEL", "scripted"));
+    let quickcomm = Server::start(data.path(), &[], &[("QUICKCOMM_INFERENCE__LLM__URL", url.as_str()), model]);
+    let (id, _) = finished_call(&quickcomm).await;
+    let summary = quickcomm.get(&format!("/v1/conversations/{id}/summary")).await;
+    assert_eq!(summary["quality"], "full", "{summary}");
+    let items = summary["items"].as_array().unwrap();
+    assert_eq!(items.iter().map(|item| item["kind"].as_str().unwrap()).collect::<Vec<_>>(), ["reason", "outcome"], "{summary}");
+    let said: Vec<String> = all(&quickcomm, &format!("/v1/conversations/{id}/utterances"))
+        .await
+        .iter()
+        .map(|row| row["text"].as_str().unwrap().into())
+        .collect();
+    for item in items {
+        assert_eq!(item["tier"], "llm");
+        assert!(said.iter().any(|turn| turn.contains(item["text"].as_str().unwrap())), "{item} is none of {said:?}");
+    }
+    let asked = llm.seen().into_iter().filter(|seen| seen.schema().get("actions").is_some()).count();
+    assert_eq!(asked, 1, "once, when the call had ended");
+    assert!(quickcomm.stop());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_comes_to_a_result_and_the_webhook_is_told() {
     if models().is_none() {
@@ -48,18 +94,7 @@ async fn a_call_comes_to_a_result_and_the_webhook_is_told() {
         ("QUICKCOMM_API__FINALIZE__WEBHOOK_PRIVATE", "true"),
     ];
     let quickcomm = Server::start(data.path(), &[], &settings);
-    let call = demo_calls().into_iter().min_by(|a, b| a.script.duration_s.total_cmp(&b.script.duration_s)).unwrap();
-    let (_, id, _) = play(vec![call], &quickcomm.http).await.remove(0);
-    let done = async {
-        loop {
-            let row = quickcomm.get(&format!("/v1/conversations/{id}")).await;
-            if row["finalization"] == "done" {
-                return row;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let row = tokio::time::timeout(Duration::from_secs(60), done).await.expect("it comes to its end");
+    let (id, row) = finished_call(&quickcomm).await;
     assert_eq!(row["state"], "complete");
     let summary = quickcomm.get(&format!("/v1/conversations/{id}/summary")).await;
     assert_eq!(summary["quality"], "full", "{summary}");

@@ -22,6 +22,8 @@ mod nodes;
 mod postgres;
 mod private;
 mod route;
+#[path = "../../modules/inference/tests/support/scripted.rs"]
+mod scripted;
 mod seeing;
 mod split;
 mod support;

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use contracts::{
     CallCx, CallError, ConversationId, ErrorKind, Inference, TenantId,
-    inference::{Evidence, Summarize, SummaryItem, SummaryKind, Task},
+    inference::{Evidence, Summarize, SummaryItem, SummaryKind, Task, Tier, TierStatus},
 };
 use futures::TryStreamExt as _;
 pub use settings::Settings;
@@ -189,7 +189,7 @@ impl Finalizer {
     /// By `Inference` where that is asked and answers, else by the lowest rung.
     async fn score(&self, tenant: &TenantId, id: ConversationId, asks: bool) -> Result<Score, CallError> {
         let said = self.0.record.transcript(tenant, id).await?;
-        if said.iter().all(|row| row.kind == UtteranceKind::Gap) {
+        if said.iter().all(|row| row.kind == UtteranceKind::Gap || row.words.is_empty()) {
             return Ok(Score { quality: Quality::Full, summary: vec![], timed_out: false });
         }
         let began = std::time::Instant::now();
@@ -213,8 +213,10 @@ impl Finalizer {
         let mut cx = CallCx::new(self.0.patience).for_conversation(id);
         cx.tenant = tenant.clone();
         let inference = &self.0.inference;
-        let summary = inference.summarize(cx.clone(), Summarize { conversation: id, utterances }).await?.try_collect().await?;
-        let degraded = inference.tiers(cx).await?.into_iter().any(|task| task.degraded.is_some());
+        let summary: Vec<SummaryItem> =
+            inference.summarize(cx.clone(), Summarize { conversation: id, utterances }).await?.try_collect().await?;
+        let by_the_best = !summary.is_empty() && summary.iter().all(|item| item.tier == Tier::Llm);
+        let degraded = !by_the_best && stands_in(&inference.tiers(cx).await?);
         Ok((summary, if degraded { Quality::Degraded } else { Quality::Full }))
     }
 
@@ -282,6 +284,12 @@ impl Finalizer {
             None => Finding::Over(Outcome::GivenUp),
         })
     }
+}
+
+/// Whether a summary that is not by a language model is one of a lower rung: the best is away, or there is a language model, which did not
+/// answer this time.
+fn stands_in(tiers: &[TierStatus]) -> bool {
+    tiers.iter().any(|task| task.degraded.is_some() || task.tier <= Tier::SecondLlm)
 }
 
 /// Returns when a conversation may have become due.

@@ -57,7 +57,7 @@ pub fn describe() {
     );
     describe_histogram!(FINALIZE_SCORE_SECONDS, Unit::Seconds, "Summing up a conversation that has ended.");
     describe_gauge!(NOT_UNDERSTOOD, Unit::Count, "Stored turns without an insight that should have one; at most 1000 are counted.");
-    describe_counter!(REQUEUED_TOTAL, Unit::Count, "Turns put on the bus again because nobody had understood them.");
+    describe_counter!(REQUEUED_TOTAL, Unit::Count, "Turns put on the bus again because nobody had understood them, or only a lower rung.");
     describe_histogram!(REQUEST, Unit::Seconds, "From a request to its answer, by route, method and class of status.");
     describe_gauge!(LIVE_CONNECTIONS, Unit::Count, "Open sockets of the live feed.");
     describe_histogram!(LIVE_QUEUE, Unit::Seconds, "How long an event waited for its reader's socket.");

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 /// Finished segments ([`crate::conversation::Segment`] as JSON), read by the recorder and the transcript worker. Keyed by conversation.
 pub const UTTERANCES: &str = "utterances";
-/// What nobody has understood is put there once more, with `"again": true` beside the segment's own fields.
+/// What nobody has understood, or only a lower rung, is put there once more, with `"again": true` beside the segment's own fields.
 pub const AGAIN: &str = "again";
 /// Insights ([`crate::inference::Insight`] as JSON), read by the recorder. Keyed by conversation.
 pub const INSIGHTS: &str = "insights";

@@ -5,17 +5,18 @@
 
 #[path = "../tests/support/scripted.rs"]
 mod scripted;
+#[path = "../tests/support/turns.rs"]
+mod turns;
 
 use contracts::{
-    ChannelIndex, ConversationId, Epoch, SamplePos, TraceCx, UtteranceId,
-    audio::{SegmentBody, Spoken, Word, WordTimes},
+    ConversationId, UtteranceId,
     conversation::Segment,
     inference::{Insight, Tier},
-    signal::{INSIGHTS, UTTERANCES},
+    signal::INSIGHTS,
     testing::FakeConversations,
 };
 use inference::{LlmSettings, Local, Settings, Worker};
-use platform::bus::{Bus, Memory, NewEntry};
+use platform::bus::{Bus, Memory};
 use scripted::{Play, Scripted};
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -25,34 +26,15 @@ const CONVERSATIONS: u64 = 40;
 
 fn turn(n: u64) -> Segment {
     let text = format!("I want to cancel my plan number {n} today, please");
-    let (seq, start) = (n / CONVERSATIONS, n / CONVERSATIONS * 16_000);
-    let word = |text: &str| Word { text: text.into(), start_ms: 0, end_ms: 500, confidence: 1.0 };
-    let spoken = Spoken {
-        words: text.split(' ').map(word).collect(),
-        from: SamplePos(start),
-        to: SamplePos(start + 16_000),
-        confidence: 1.0,
-        speech_final: true,
-        word_times: WordTimes::Estimated,
-        model: "none".into(),
-        decode_ms: 1,
-    };
-    Segment {
-        conversation: ConversationId::from_u128(u128::from(n % CONVERSATIONS) + 1),
-        channel: ChannelIndex(0),
-        epoch: Epoch(1),
-        seq,
-        start: SamplePos(start),
-        end: SamplePos(start + 16_000),
-        body: SegmentBody::Speech(spoken),
-        trace: TraceCx::root(),
-    }
+    turns::speech(ConversationId::from_u128(u128::from(n % CONVERSATIONS) + 1), n / CONVERSATIONS, &text)
 }
 
 #[tokio::main]
 async fn main() {
     let mut given = std::env::args().skip(1).map(|n| n.parse::<u64>().expect("a number"));
-    let (rate, seconds, answers_ms) = (given.next().unwrap_or(8), given.next().unwrap_or(30), given.next().unwrap_or(1_000));
+    let quick = std::env::var("BENCH").is_ok_and(|v| v == "quick");
+    let (rate, seconds) = (given.next().unwrap_or(8), given.next().unwrap_or(if quick { 3 } else { 30 }));
+    let answers_ms = given.next().unwrap_or(1_000);
     let server = Scripted::start(move |seen| Play::After(Duration::from_millis(answers_ms), Box::new(seen.answer()))).await;
     let llm = LlmSettings { url: Some(server.url()), model: "scripted".into(), ..LlmSettings::default() };
     let settings = Settings { classifier: false, llm, ..Settings::default() };
@@ -73,9 +55,7 @@ async fn main() {
                 tokio::time::sleep_until(begun + Duration::from_secs_f64(n as f64 / rate as f64)).await;
                 let segment = turn(n);
                 published.insert(segment.utterance_id(), Instant::now());
-                let key = segment.conversation.to_string();
-                let payload = serde_json::to_vec(&segment).unwrap().into();
-                bus.publish(UTTERANCES, vec![NewEntry { key, payload, trace: segment.trace }]).await.unwrap();
+                turns::say(&bus, &segment).await;
             }
             published
         })

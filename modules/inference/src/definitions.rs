@@ -1,6 +1,11 @@
-//! What understanding goes by, as people wrote it: label sets and the prompt. Files with versions, read together or not at all.
+//! What understanding goes by, as people wrote it: label sets and prompts. Files with versions, read together or not at all.
 
-use crate::{Settings, StartError, labels::Labels, prompts::Prompt, rules::Rules};
+use crate::{
+    Settings, StartError,
+    labels::Labels,
+    prompts::{Prompt, Purpose},
+    rules::Rules,
+};
 use contracts::inference::Task;
 use std::{
     fs, io,
@@ -9,13 +14,15 @@ use std::{
 };
 
 /// The names a file in the folder of definitions may have.
-const FILES: [&str; 3] = ["intent.toml", "sentiment.toml", "turn.toml"];
+const FILES: [&str; 4] = ["intent.toml", "sentiment.toml", "summary.toml", "turn.toml"];
 
 pub struct Definitions {
     /// Of every task, in their order.
     pub labels: Vec<Labels>,
     rules: Vec<Rules>,
+    /// For a turn.
     pub prompt: Prompt,
+    pub summary: Prompt,
 }
 
 /// Where they are read from.
@@ -47,7 +54,7 @@ impl Definitions {
     }
 
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        self.prompt.source == other.prompt.source && self.has_labels_of(other)
+        self.prompt.source == other.prompt.source && self.summary.source == other.summary.source && self.has_labels_of(other)
     }
 
     pub(crate) fn has_labels_of(&self, other: &Self) -> bool {
@@ -74,20 +81,23 @@ impl Sources {
             known_names(folder).map_err(|cause| StartError::Definitions { file: folder.clone(), cause })?;
         }
         let labels = Task::ALL.into_iter().map(|task| Labels::read(task, self.of_task(task).as_deref())).collect::<Result<Vec<_>, _>>()?;
-        let prompt = match self.folder.as_ref().map(|folder| folder.join("turn.toml")).filter(|file| file.exists()) {
-            None => Prompt::bundled(),
-            Some(file) => {
-                let read = fs::read_to_string(&file).map_err(|e| e.to_string()).and_then(|text| Prompt::parse(&text));
-                read.map_err(|cause| StartError::Definitions { file, cause })?
-            }
-        };
-        Ok(Definitions { rules: labels.iter().map(Rules::new).collect(), labels, prompt })
+        let rules = labels.iter().map(Rules::new).collect();
+        Ok(Definitions { rules, labels, prompt: self.prompt(Purpose::Turn)?, summary: self.prompt(Purpose::Summary)? })
+    }
+
+    fn prompt(&self, purpose: Purpose) -> Result<Prompt, StartError> {
+        let Some(file) = self.in_folder(purpose.name()) else { return Ok(Prompt::bundled(purpose)) };
+        let read = fs::read_to_string(&file).map_err(|e| e.to_string()).and_then(|text| Prompt::parse(purpose, &text));
+        read.map_err(|cause| StartError::Definitions { file, cause })
+    }
+
+    fn in_folder(&self, name: &str) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(format!("{name}.toml"))).filter(|file| file.exists())
     }
 
     /// A file that is named for the task goes before one in the folder.
     fn of_task(&self, task: Task) -> Option<PathBuf> {
-        let in_folder = || self.folder.as_ref().map(|folder| folder.join(format!("{}.toml", task.name()))).filter(|file| file.exists());
-        self.labels[place(task)].clone().or_else(in_folder)
+        self.labels[place(task)].clone().or_else(|| self.in_folder(task.name()))
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
@@ -121,21 +131,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { definitions: Some(folder.path().into()), ..Settings::default() };
         let bundled = Definitions::read(&settings).unwrap();
-        assert_eq!(bundled.prompt.name(), Prompt::bundled().name());
+        assert_eq!(bundled.prompt.name(), Prompt::bundled(Purpose::Turn).name());
         fs::write(folder.path().join("turn.toml"), "version = 7\nsystem = 'Label it. {labels}'").unwrap();
         let ours = Definitions::read(&settings).unwrap();
         assert!(ours.prompt.name().starts_with("turn@7 "));
         assert_eq!(ours.labels(Task::Intent).source, bundled.labels(Task::Intent).source);
         fs::write(folder.path().join("intents.toml"), "").unwrap();
         let refused = Definitions::read(&settings).err().unwrap().to_string();
-        assert!(refused.contains("intents.toml: expected intent.toml, sentiment.toml, turn.toml"), "{refused}");
+        assert!(refused.contains("intents.toml: expected intent.toml, sentiment.toml, summary.toml, turn.toml"), "{refused}");
     }
 
     #[test]
     fn the_file_at_fault_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { definitions: Some(folder.path().into()), ..Settings::default() };
-        for (name, text, says) in [("turn.toml", "version = 1\nsystem = ''", "{labels}"), ("sentiment.toml", "version = 1", "task")] {
+        for (name, text, says) in [
+            ("turn.toml", "version = 1\nsystem = ''", "{labels}"),
+            ("summary.toml", "system = ''", "version"),
+            ("sentiment.toml", "version = 1", "task"),
+        ] {
             fs::write(folder.path().join(name), text).unwrap();
             let refused = Definitions::read(&settings).err().unwrap().to_string();
             assert!(refused.contains(name) && refused.contains(says), "{refused}");

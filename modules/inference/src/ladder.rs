@@ -23,12 +23,13 @@ use crate::{
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use contracts::{
-    CallCx, CallError, EventStream, Inference,
+    CallCx, CallError, ConversationId, EventStream, Inference,
     audio::Role,
     inference::{Analyze, Insight, Summarize, SummaryItem, Task, Tier, TierStatus, Utterance},
 };
 use futures::future::join_all;
 use parking_lot::Mutex;
+use platform::cache::Front;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,8 +37,6 @@ use std::{
 };
 use tracing::{debug, info, warn};
 
-/// Words of a turn that are read; the rest of a longer one is not.
-const WORDS: usize = 200;
 /// Turns before one that may tell what it carries on.
 const CONTEXT: usize = 3;
 /// Customer turns whose intent is asked for when summing up.
@@ -140,6 +139,13 @@ impl Local {
         }
     }
 
+    /// The same, keeping a language model's answers in `cache`, where whoever shares it finds them. Without, each question is asked anew.
+    #[must_use]
+    pub fn remembering(mut self, cache: Arc<Front>) -> Self {
+        self.llm = self.llm.map(|llm| llm.remembering(cache));
+        self
+    }
+
     /// Waits until the classifier is loaded, or known to be missing; the reason if it is.
     ///
     /// # Errors
@@ -237,7 +243,7 @@ impl Local {
                 return Told { answers: vec![], there: llm.resting().is_none() };
             }
             let said = |u: &&Utterance| {
-                let turn = turn_of(u);
+                let turn = Turn::beginning_of(&u.words);
                 (u.role, turn.text(0..turn.len()))
             };
             let before = before(request, at).iter().map(said).collect();
@@ -334,16 +340,36 @@ impl Local {
         }
     }
 
+    /// What the language model points at in a call; `None` where a lower rung must sum it up.
+    async fn point_out(&self, cx: &CallCx, request: &Summarize) -> Result<Option<Vec<SummaryItem>>, CallError> {
+        let Some(llm) = self.llm.as_ref().filter(|_| request.utterances.iter().any(|u| !u.words.is_empty())) else { return Ok(None) };
+        let definitions = self.definitions.load_full();
+        let said = tokio::select! {
+            biased; // whoever gave up wants no answer
+            () = cx.cancel.cancelled() => return Err(CallError::cancelled()),
+            said = llm.sum_up(cx, request, &definitions) => said,
+        };
+        let told = said.inspect_err(|reason| debug!(reason = reason.name(), "a lower rung sums up in the language model's place"));
+        Ok(told.ok())
+    }
+
+    /// By what is in this process: most turns have been answered already while they were spoken, and would be asked about again.
+    async fn extract(&self, cx: CallCx, request: &Summarize) -> Result<Vec<SummaryItem>, CallError> {
+        let customers = request.utterances.iter().filter(|u| u.role != Role::Agent && !u.words.is_empty()).take(SUMMED_UP).cloned();
+        let analyze =
+            Analyze { conversation: request.conversation, tasks: vec![Task::Intent], utterances: customers.collect(), context: vec![] };
+        let insights = self.analyze_from(cx, analyze, Rungs::Here).await?;
+        let definitions = self.definitions.load_full();
+        let labels = definitions.labels(Task::Intent).labels.iter();
+        let passing: Vec<&str> = labels.filter(|l| l.short.is_some()).map(|l| l.name.as_str()).collect();
+        Ok(summary::extract(&request.utterances, &insights, &passing))
+    }
+
     async fn analyze_from(&self, cx: CallCx, request: Analyze, from: Rungs) -> Result<Vec<Insight>, CallError> {
         if cx.remaining().is_zero() {
             return Err(CallError::deadline());
         }
-        if let Some(stray) = request.utterances.iter().find(|u| u.conversation != request.conversation) {
-            return Err(CallError::invalid(format!(
-                "utterance {} is of {}: expected {}",
-                stray.id, stray.conversation, request.conversation
-            )));
-        }
+        are_all_of(request.conversation, &request.utterances)?;
         tokio::select! {
             biased; // whoever gave up wants no answer, however near it is
             () = cx.cancel.cancelled() => Err(CallError::cancelled()),
@@ -352,8 +378,12 @@ impl Local {
     }
 }
 
-fn turn_of(utterance: &Utterance) -> Turn {
-    Turn::of(&utterance.words[..utterance.words.len().min(WORDS)])
+/// What is said in one conversation is never told of another.
+fn are_all_of(conversation: ConversationId, utterances: &[Utterance]) -> Result<(), CallError> {
+    match utterances.iter().find(|u| u.conversation != conversation) {
+        None => Ok(()),
+        Some(stray) => Err(CallError::invalid(format!("utterance {} is of {}: expected {conversation}", stray.id, stray.conversation))),
+    }
 }
 
 /// What was said before an utterance of the request: the context, and earlier turns of the request.
@@ -365,9 +395,9 @@ fn before(request: &Analyze, at: usize) -> Vec<&Utterance> {
 /// One question per utterance. What was said before it by the same role goes along.
 fn questions(request: &Analyze) -> Vec<Question> {
     let question = |(at, utterance): (usize, &Utterance)| {
-        let turn = turn_of(utterance);
+        let turn = Turn::beginning_of(&utterance.words);
         let tasks = request.tasks.iter().copied().filter(|t| plain_answer(*t, utterance.role, &turn).is_none()).collect();
-        let before = before(request, at).into_iter().filter(|u| u.role == utterance.role).map(turn_of).collect();
+        let before = before(request, at).into_iter().filter(|u| u.role == utterance.role).map(|u| Turn::beginning_of(&u.words)).collect();
         Question { turn, role: utterance.role, before, tasks, evidence: true }
     };
     request.utterances.iter().enumerate().map(question).collect()
@@ -396,16 +426,13 @@ impl Inference for Local {
         self.analyze_from(cx, request, Rungs::All).await
     }
 
-    /// By what is in this process: a summary asks about many turns at once, and most have been answered already while they were spoken.
+    /// By the language model within its time, else by the sentences that the rungs in this process choose.
     async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        let customers = request.utterances.iter().filter(|u| u.role != Role::Agent && !u.words.is_empty()).take(SUMMED_UP).cloned();
-        let analyze =
-            Analyze { conversation: request.conversation, tasks: vec![Task::Intent], utterances: customers.collect(), context: vec![] };
-        let insights = self.analyze_from(cx, analyze, Rungs::Here).await?;
-        let definitions = self.definitions.load_full();
-        let labels = definitions.labels(Task::Intent).labels.iter();
-        let passing: Vec<&str> = labels.filter(|l| l.short.is_some()).map(|l| l.name.as_str()).collect();
-        let items = summary::extract(&request.utterances, &insights, &passing);
+        are_all_of(request.conversation, &request.utterances)?;
+        let items = match self.point_out(&cx, &request).await? {
+            Some(items) => items,
+            None => self.extract(cx, &request).await?,
+        };
         Ok(Box::pin(futures::stream::iter(items.into_iter().map(Ok))))
     }
 

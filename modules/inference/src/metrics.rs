@@ -11,6 +11,7 @@ pub const DEGRADED: &str = "quickcomm_inference_degraded_total";
 pub const FAILED: &str = "quickcomm_inference_failed_total";
 pub const RENEWED: &str = "quickcomm_inference_classifier_renewed_total";
 pub const LLM_ANSWERS: &str = "quickcomm_inference_llm_answers_total";
+pub const LLM_SUMMARIES: &str = "quickcomm_inference_llm_summaries_total";
 pub const LLM_SECONDS: &str = "quickcomm_inference_llm_seconds";
 pub const LLM_TOKENS: &str = "quickcomm_inference_llm_tokens_total";
 pub const LLM_FLYING: &str = "quickcomm_inference_llm_in_flight";
@@ -38,6 +39,11 @@ pub fn describe() {
         LLM_ANSWERS,
         Unit::Count,
         "turns a language model was to answer, by outcome: answered, remembered, or why it was not used"
+    );
+    describe_counter!(
+        LLM_SUMMARIES,
+        Unit::Count,
+        "parts of calls a language model was to sum up, by outcome: answered, remembered, or why all or some of the answer was not used"
     );
     describe_histogram!(LLM_SECONDS, Unit::Seconds, "from a question to the language model's server until its answer, or until it failed");
     describe_counter!(LLM_TOKENS, Unit::Count, "tokens the server counted, by kind: prompt, completion");

@@ -1,8 +1,8 @@
-//! What a language model is told: a file written by people, and how a turn is put beside it. Pure.
+//! What a language model is told: files written by people, and how a turn is put beside them. Pure.
 //!
 //! Invariants:
 //! - what was said is only ever data: one JSON value in the user message, in which no mark can be spoken that ends it;
-//! - what may be answered is laid down by a schema made here from the label sets, whatever the file says.
+//! - what may be answered is laid down by a schema made in the code, whatever the file says.
 
 use crate::{labels::Labels, turn::Turn};
 use contracts::{audio::Role, inference::Task};
@@ -10,15 +10,42 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-const BUNDLED: &str = include_str!("../prompts/turn.toml");
 const LABELS: &str = "{labels}";
 const LONGEST: usize = 32_768;
 
 /// How sure a model is, in words: numbers that models give are not probabilities.
 pub(crate) const CERTAINTIES: [&str; 3] = ["sure", "likely", "unsure"];
 
+/// What a prompt is for; each has a file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Labelling one turn.
+    Turn,
+    /// Summing up a call.
+    Summary,
+}
+
+impl Purpose {
+    pub const ALL: [Self; 2] = [Self::Turn, Self::Summary];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Turn => "turn",
+            Self::Summary => "summary",
+        }
+    }
+
+    fn bundled(self) -> &'static str {
+        match self {
+            Self::Turn => include_str!("../prompts/turn.toml"),
+            Self::Summary => include_str!("../prompts/summary.toml"),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Prompt {
+    purpose: Purpose,
     pub version: u32,
     /// The file as it was read; part of a run's configuration.
     pub source: String,
@@ -42,33 +69,37 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Prompt {
-    pub fn bundled() -> Self {
-        Self::parse(BUNDLED).expect("the bundled file is valid, a test reads it")
+    pub fn bundled(purpose: Purpose) -> Self {
+        Self::parse(purpose, purpose.bundled()).expect("the bundled file is valid, a test reads it")
     }
 
     /// # Errors
     /// Names what was expected.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(purpose: Purpose, text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
         if file.version == 0 {
             return Err("version is 0: expected 1 or more".into());
         }
         let places = file.system.matches(LABELS).count();
-        if places != 1 {
-            return Err(format!("system names {LABELS} {places} times: expected once, where the label sets stand"));
+        match purpose {
+            Purpose::Turn if places != 1 => {
+                return Err(format!("system names {LABELS} {places} times: expected once, where the label sets stand"));
+            }
+            Purpose::Summary if places != 0 => return Err(format!("system names {LABELS}: expected none, a summary has no labels")),
+            _ => {}
         }
         if file.system.len() > LONGEST {
             return Err(format!("system is {} bytes long: expected at most {LONGEST}", file.system.len()));
         }
-        Ok(Self { version: file.version, source: text.into(), system: file.system })
+        Ok(Self { purpose, version: file.version, source: text.into(), system: file.system })
     }
 
     /// Name, version and hash.
     pub fn name(&self) -> String {
-        format!("turn@{} {}", self.version, hex::encode(&Sha256::digest(&self.source)[..6]))
+        format!("{}@{} {}", self.purpose.name(), self.version, hex::encode(&Sha256::digest(&self.source)[..6]))
     }
 
-    /// The same for every turn, so that servers can keep what they have read.
+    /// The same for every question, so that servers can keep what they have read.
     pub(crate) fn system(&self, labels: &[Labels]) -> String {
         let set = |labels: &Labels| {
             let line = |label: &crate::labels::Label| format!("- {}: {}\n", label.name, label.description);
@@ -82,10 +113,7 @@ impl Asked<'_> {
     pub(crate) fn message(&self) -> String {
         let said = |role: Role, text: &str| json!({ "speaker": role.name(), "text": text });
         let before: Vec<Value> = self.before.iter().map(|(role, text)| said(*role, text)).collect();
-        let data = json!({ "before": before, "turn": said(self.role, &self.turn.text(0..self.turn.len())) });
-        // In JSON a bracket may be written as its number, so no one can speak the mark that ends the data.
-        let data = data.to_string().replace('<', "\\u003c").replace('>', "\\u003e");
-        format!("<call>{data}</call>")
+        as_data(&json!({ "before": before, "turn": said(self.role, &self.turn.text(0..self.turn.len())) }))
     }
 
     /// Strict: closed, everything required; no limits in numbers, in which servers differ.
@@ -104,7 +132,13 @@ impl Asked<'_> {
     }
 }
 
-fn closed(properties: Value) -> Value {
+/// In JSON a bracket may be written as its number, so no one can speak the mark that ends the data.
+pub(crate) fn as_data(said: &Value) -> String {
+    let data = said.to_string().replace('<', "\\u003c").replace('>', "\\u003e");
+    format!("<call>{data}</call>")
+}
+
+pub(crate) fn closed(properties: Value) -> Value {
     let required: Vec<&String> = properties.as_object().expect("made above").keys().collect();
     json!({ "type": "object", "additionalProperties": false, "required": required, "properties": properties })
 }
@@ -115,13 +149,16 @@ mod tests {
 
     #[track_caller]
     fn refused(text: &str, says: &str) {
-        let error = Prompt::parse(text).unwrap_err();
+        let error = Prompt::parse(Purpose::Turn, text).unwrap_err();
         assert!(error.contains(says), "{error}");
     }
 
     #[test]
-    fn the_bundled_file_is_valid_and_a_faulty_one_is_refused_with_what_was_expected() {
-        assert!(Prompt::bundled().name().starts_with("turn@1 "));
+    fn the_bundled_files_are_valid_and_a_faulty_one_is_refused_with_what_was_expected() {
+        assert!(Prompt::bundled(Purpose::Turn).name().starts_with("turn@1 "));
+        assert!(Prompt::bundled(Purpose::Summary).name().starts_with("summary@1 "));
+        let labelled = Prompt::parse(Purpose::Summary, "version = 1\nsystem = 'sum up {labels}'").unwrap_err();
+        assert!(labelled.contains("has no labels"), "{labelled}");
         refused("version = 1\nsystem = 'label it'", "{labels} 0 times: expected once");
         refused("version = 0\nsystem = '{labels}'", "version is 0");
         refused("system = '{labels}'", "version");

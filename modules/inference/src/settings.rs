@@ -29,8 +29,8 @@ pub struct Settings {
     pub intent_labels: Option<PathBuf>,
     /// Label definitions for sentiment instead of the bundled ones. Default none.
     pub sentiment_labels: Option<PathBuf>,
-    /// A folder of files that replace what is bundled: `intent.toml`, `sentiment.toml` (label sets) and `turn.toml` (the language model's
-    /// prompt). They are read again when they change. Default none.
+    /// A folder of files that replace what is bundled: `intent.toml`, `sentiment.toml` (label sets), `turn.toml` and `summary.toml` (the
+    /// language model's prompts). They are read again when they change. Default none.
     pub definitions: Option<PathBuf>,
     pub llm: LlmSettings,
     pub worker: WorkerSettings,

@@ -7,7 +7,7 @@ use contracts::{
 };
 use std::{collections::HashMap, ops::Range};
 
-const MOST_ACTIONS: usize = 5;
+pub(crate) const MOST_ACTIONS: usize = 5;
 /// Each later turn says this much less about why someone called.
 const FADES: f32 = 0.1;
 
@@ -157,7 +157,7 @@ fn is_question(utterance: &Utterance, sentence: &Range<usize>) -> bool {
     utterance.words[sentence.end - 1].text.ends_with('?')
 }
 
-fn item(kind: SummaryKind, utterance: &Utterance, turn: &Turn, words: Range<usize>, tier: Tier) -> SummaryItem {
+pub(crate) fn item(kind: SummaryKind, utterance: &Utterance, turn: &Turn, words: Range<usize>, tier: Tier) -> SummaryItem {
     let text = turn.text(words.clone());
     SummaryItem {
         kind,

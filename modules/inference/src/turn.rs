@@ -3,6 +3,9 @@
 use contracts::audio::Word;
 use std::ops::Range;
 
+/// Words of a turn that are read; the rest of a longer one is not.
+const READ: usize = 200;
+
 /// Words of a turn, as spoken and as compared.
 #[derive(Clone, Debug)]
 pub struct Turn {
@@ -17,6 +20,11 @@ pub struct Turn {
 impl Turn {
     pub fn of(words: &[Word]) -> Self {
         Self::from_spoken(words.iter().map(|w| w.text.clone()).collect())
+    }
+
+    /// As far as a turn is read.
+    pub fn beginning_of(words: &[Word]) -> Self {
+        Self::of(&words[..words.len().min(READ)])
     }
 
     pub fn from_text(text: &str) -> Self {

@@ -60,7 +60,7 @@ impl Local {
         }
         metrics::counter!(names::DEFINITIONS_READ, "outcome" => "taken").increment(1);
         let versions: Vec<u32> = definitions.labels.iter().map(|l| l.version).collect();
-        info!(prompt = definitions.prompt.name(), label_versions = ?versions, "labels and prompts were read again");
+        info!(prompt = definitions.prompt.name(), summary = definitions.summary.name(), label_versions = ?versions, "labels and prompts were read again");
         let definitions = Arc::new(definitions);
         self.definitions.store(definitions.clone());
         if !before.has_labels_of(&definitions) {

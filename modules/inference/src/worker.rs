@@ -256,7 +256,8 @@ impl Worker {
             Ok(Ok(Ok(mut insights))) => {
                 let again = serde_json::from_slice::<Requeued>(&delivery.payload).is_ok_and(|entry| entry.again);
                 mark_late(&mut insights, again || delivery.age + begun.elapsed() > LATE);
-                let lowered = Lowered::of(&delivery.key, cx.trace, &request, &insights);
+                // What the record has asked about again it asks about again.
+                let lowered = if again { None } else { Lowered::of(&delivery.key, cx.trace, &request, &insights) };
                 self.tell(&delivery.key, cx.trace, insights).await?;
                 if let Some(lowered) = lowered {
                     self.upgrades.lock().add(lowered);
@@ -374,7 +375,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// What the record adds to a segment that it puts on the bus again, because nobody has understood it.
+/// What the record adds to a segment that it puts on the bus again, because nobody has understood it, or only a lower rung.
 #[derive(serde::Deserialize)]
 struct Requeued {
     #[serde(default)]

@@ -7,8 +7,9 @@ mod support;
 use contracts::{
     Inference,
     audio::Role,
-    inference::{Task, Tier},
+    inference::{Summarize, Task, Tier},
 };
+use futures::TryStreamExt;
 use inference::{LlmSettings, Local, Settings, definitions::Definitions};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::{
@@ -97,4 +98,27 @@ async fn an_answer_that_llama_cpp_cuts_off_is_not_used() {
     assert_eq!((insights[0].provenance.tier, insights[0].provenance.degraded_from), (Tier::Rules, Some(Tier::Llm)));
     let text = recorder.handle().render();
     assert!(text.contains("llm_answers_total{outcome=\"truncated\"} 1"), "{text}");
+}
+
+#[tokio::test]
+async fn llama_cpp_sums_a_call_up_by_pointing_at_it() {
+    let Some(llama) = Llama::start(1) else { return };
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _counting = metrics::set_default_local_recorder(&recorder);
+    let llm = LlmSettings {
+        url: Some(llama.url.clone()),
+        model: "random".into(),
+        deadline_ms: 50_000,
+        summary_ms: 50_000,
+        ..LlmSettings::default()
+    };
+    let local = Local::start(None, Path::new("nowhere"), &Settings { classifier: false, llm, ..Settings::default() }).unwrap();
+    let said = [(Role::Customer, "I want to cancel my plan."), (Role::Agent, "I will send you a letter.")];
+    let utterances: Vec<_> = said.iter().zip(0..).map(|((role, text), n)| utterance(*role, text, n)).collect();
+    let request = Summarize { conversation: utterances[0].conversation, utterances };
+    let items: Vec<_> = local.summarize(cx(), request).await.unwrap().try_collect().await.unwrap();
+    let text = recorder.handle().render();
+    assert!(text.contains("llm_summaries_total{outcome=\"answered\"} 1"), "{text}");
+    println!("{items:?}");
+    assert!(items.iter().all(|item| item.tier == Tier::Llm && said.iter().any(|(_, text)| *text == item.text)), "{items:?}");
 }

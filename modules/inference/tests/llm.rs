@@ -1,6 +1,8 @@
 //! The rung above the classifier against a server that answers well, badly, late, or not at all. Rules are the rung below it.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
+#[path = "support/over_rules.rs"]
+mod over_rules;
 #[path = "support/scripted.rs"]
 mod scripted;
 mod support;
@@ -12,7 +14,9 @@ use contracts::{
     testing::inference_suite,
 };
 use inference::{LlmSettings, Local, Settings};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use metrics_exporter_prometheus::PrometheusRecorder;
+use over_rules::{Script, at, counted, failures, over_rules, recorder, settings};
+use platform::cache::Front;
 use scripted::{Play, Scripted, Seen, Talk};
 use serde_json::json;
 use std::{
@@ -26,36 +30,11 @@ use std::{
 };
 use support::{ask, cx, utterance};
 
-/// More than any answer of the scripted server takes on a busy machine.
-const PATIENT_MS: u64 = 20_000;
-
-fn settings(url: String) -> LlmSettings {
-    LlmSettings { url: Some(url), model: "tiny".into(), deadline_ms: PATIENT_MS, ..LlmSettings::default() }
-}
-
-fn over_rules(llm: LlmSettings) -> Local {
-    Local::start(None, Path::new("nowhere"), &Settings { classifier: false, llm, ..Settings::default() }).unwrap()
-}
-
-fn at(server: &Scripted) -> Local {
-    over_rules(settings(server.url()))
-}
-
 /// A turn of a conversation of its own.
 fn turn(n: u128, text: &str) -> Analyze {
     let mut asked = utterance(Role::Customer, text, n as u64);
     asked.conversation = ConversationId::from_u128(n + 1);
     Analyze { conversation: asked.conversation, tasks: Task::ALL.into(), utterances: vec![asked], context: vec![] }
-}
-
-fn recorder() -> PrometheusRecorder {
-    PrometheusBuilder::new().build_recorder()
-}
-
-/// What a counter stands at.
-fn counted(recorder: &PrometheusRecorder, name: &str) -> u64 {
-    let text = recorder.handle().render();
-    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
 }
 
 fn outcomes(recorder: &PrometheusRecorder, outcome: &str) -> u64 {
@@ -67,7 +46,7 @@ async fn the_suite_of_the_contract_holds_with_a_language_model_whatever_it_does(
     inference_suite(Arc::new(at(&Scripted::start(Seen::answer).await))).await;
     inference_suite(Arc::new(at(&Scripted::start(|_| Play::Cut).await))).await;
     let hanging = Scripted::start(|_| Play::Hang).await;
-    inference_suite(Arc::new(over_rules(LlmSettings { deadline_ms: 50, least_ms: 10, ..settings(hanging.url()) }))).await;
+    inference_suite(Arc::new(over_rules(LlmSettings { deadline_ms: 50, summary_ms: 50, least_ms: 10, ..settings(hanging.url()) }))).await;
 }
 
 #[tokio::test]
@@ -79,7 +58,8 @@ async fn a_turn_is_answered_by_the_model_with_its_words_as_evidence_and_what_was
         key_file: Some(key.path().into()),
         extra: [("top_k".to_owned(), json!(1))].into(),
         ..settings(server.url())
-    });
+    })
+    .remembering(Front::memory());
     let mut request = ask(&Task::ALL, vec![utterance(Role::Customer, "Stop my plan today.", 4), utterance(Role::Agent, "Stop? Sure.", 5)]);
     request.context = (0..4).map(|n| utterance(Role::Agent, &format!("earlier {n}"), n)).collect();
     let recorder = recorder();
@@ -127,15 +107,8 @@ async fn a_turn_is_answered_by_the_model_with_its_words_as_evidence_and_what_was
     assert_eq!(server.seen().len(), 6);
 }
 
-type Script = dyn Fn(&Seen) -> Play + Send + Sync;
-
-/// What the server does, and under which reason that is counted.
-fn failures() -> Vec<(&'static str, Box<Script>)> {
-    let reply = |status: &'static str, body: &str| {
-        let body = body.to_owned();
-        Box::new(move |_: &Seen| Play::Reply(status, String::new(), body.clone().into_bytes())) as Box<Script>
-    };
-    let choose = |choice: serde_json::Value| Box::new(move |_: &Seen| Play::Choose(choice.clone())) as Box<Script>;
+/// Answers of a model that are right but for one thing.
+fn bent() -> Vec<(&'static str, Box<Script>)> {
     let bent = |bend: fn(&mut serde_json::Value)| {
         Box::new(move |seen: &Seen| {
             let mut answer = seen.fitting("cancel_service");
@@ -143,24 +116,7 @@ fn failures() -> Vec<(&'static str, Box<Script>)> {
             Play::Say(answer.to_string())
         }) as Box<Script>
     };
-    let huge = " ".repeat(10_000_000);
     vec![
-        ("limited", reply("429 Too Many Requests", "{}")),
-        ("overloaded", reply("503 Service Unavailable", "loading")),
-        ("failed", reply("500 Internal Server Error", "")),
-        ("refused", reply("401 Unauthorized", "{\"error\":\"bad key\"}")),
-        ("refused", reply("404 Not Found", "no such model")),
-        ("garbage", reply("307 Temporary Redirect", "")),
-        ("garbage", reply("200 OK", "<html>hello</html>")),
-        ("garbage", reply("200 OK", "{\"choices\":[]}")),
-        ("garbage", reply("200 OK", "{\"choices\":[{\"message\":{},\"finish_reason\":\"stop\"}]}")),
-        ("garbage", reply("200 OK", &huge)),
-        ("garbage", reply("200 OK", "")),
-        ("unreachable", Box::new(|_| Play::Cut)),
-        ("truncated", choose(json!({ "message": { "content": "{\"intent\":{\"label\":\"canc" }, "finish_reason": "length" }))),
-        ("declined", choose(json!({ "message": { "content": null, "refusal": "I cannot" }, "finish_reason": "stop" }))),
-        ("declined", choose(json!({ "message": { "content": "" }, "finish_reason": "content_filter" }))),
-        ("unfit", choose(json!({ "message": { "content": "The intent is cancel_service." }, "finish_reason": "stop" }))),
         ("unfit", bent(|answer| drop(answer.as_object_mut().unwrap().remove("sentiment")))),
         ("unfit", bent(|answer| answer["intent"]["certainty"] = 0.99.into())),
         ("label", bent(|answer| answer["intent"]["label"] = "upgrade_to_admin".into())),
@@ -171,7 +127,7 @@ fn failures() -> Vec<(&'static str, Box<Script>)> {
 #[tokio::test]
 async fn whatever_goes_wrong_is_counted_under_its_reason_and_the_rung_below_answers() {
     let says = "I want to cancel my plan.";
-    for (n, (reason, script)) in failures().into_iter().enumerate() {
+    for (n, (reason, script)) in failures().into_iter().chain(bent()).enumerate() {
         let server = Scripted::start(script).await;
         let recorder = recorder();
         let _counting = metrics::set_default_local_recorder(&recorder);

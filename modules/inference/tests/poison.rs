@@ -1,10 +1,12 @@
 //! F22: one turn that makes the module panic, among ten thousand on a real Redis.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
+#[path = "support/turns.rs"]
+mod turns;
+
 use async_trait::async_trait;
 use contracts::{
-    CallCx, CallError, ChannelIndex, ConversationId, Epoch, EventStream, Inference, SamplePos, TraceCx,
-    audio::{SegmentBody, Spoken, Word, WordTimes},
+    CallCx, CallError, ConversationId, EventStream, Inference,
     conversation::Segment,
     inference::{Analyze, Insight, Summarize, SummaryItem, Tier, TierStatus},
     signal::{DEAD, DeadLetter, INSIGHTS, UTTERANCES},
@@ -12,15 +14,15 @@ use contracts::{
 };
 use inference::{Worker, settings::WorkerSettings};
 use platform::{
-    bus::{Bus, Kind, NewEntry, Redis, Settings, Url},
+    bus::{Bus, Kind, Redis, Settings, Url},
     testing::RedisServer,
 };
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 use tokio_util::sync::CancellationToken;
+use turns::{PATIENCE, entry, hear, speech};
 
 const TURNS: u64 = 10_000;
 const POISON: u64 = 4_321;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Default)]
 struct PanicsAtPoison(FakeInference);
@@ -40,28 +42,7 @@ impl Inference for PanicsAtPoison {
 }
 
 fn turn(n: u64) -> Segment {
-    let text = if n == POISON { "poison" } else { "hello" };
-    let (start, end) = (SamplePos(n / 100 * 16_000), SamplePos((n / 100 + 1) * 16_000));
-    let spoken = Spoken {
-        words: vec![Word { text: text.into(), start_ms: 0, end_ms: 500, confidence: 1.0 }],
-        from: start,
-        to: end,
-        confidence: 1.0,
-        speech_final: true,
-        word_times: WordTimes::Estimated,
-        model: "fake".into(),
-        decode_ms: 1,
-    };
-    Segment {
-        conversation: ConversationId::from_u128(u128::from(n % 100) + 1),
-        channel: ChannelIndex(0),
-        epoch: Epoch(1),
-        seq: n / 100,
-        start,
-        end,
-        body: SegmentBody::Speech(spoken),
-        trace: TraceCx::root(),
-    }
+    speech(ConversationId::from_u128(u128::from(n % 100) + 1), n / 100, if n == POISON { "poison" } else { "hello" })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,24 +62,17 @@ async fn f22_one_turn_that_makes_the_module_panic_is_kept_with_why_and_all_other
     let sent = poison.clone();
     let sending = tokio::spawn(async move {
         for batch in (0..TURNS).collect::<Vec<_>>().chunks(100) {
-            let entries = batch.iter().map(|n| {
-                let segment = if *n == POISON { sent.clone() } else { turn(*n) };
-                let payload = serde_json::to_vec(&segment).unwrap().into();
-                NewEntry { key: segment.conversation.to_string(), payload, trace: segment.trace }
-            });
+            let entries = batch.iter().map(|n| entry(&if *n == POISON { sent.clone() } else { turn(*n) }));
             sender.publish(UTTERANCES, entries.collect()).await.unwrap();
         }
     });
     let mut understood = HashSet::new();
     let mut pending = HashSet::new();
     while understood.len() + pending.len() < TURNS as usize {
-        let got = tokio::time::timeout(PATIENCE, insights.next(256)).await.expect("the others go on").unwrap();
-        for delivery in &got {
-            let insight: Insight = serde_json::from_slice(&delivery.payload).unwrap();
+        for insight in hear(&mut *insights, 1).await {
             let list = if insight.provenance.tier == Tier::Pending { &mut pending } else { &mut understood };
             list.insert(insight.utterance);
         }
-        insights.ack(&got.iter().map(|d| d.id).collect::<Vec<_>>()).await.unwrap();
     }
     sending.await.unwrap();
     assert_eq!(pending, HashSet::from([poison.utterance_id()]), "the screen says that this one was not understood");

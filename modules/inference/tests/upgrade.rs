@@ -1,10 +1,12 @@
 //! Turns that a lower rung answered, while the better one is away, and after. The worker sees rungs only in what insights and status say.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
+#[path = "support/turns.rs"]
+mod turns;
+
 use async_trait::async_trait;
 use contracts::{
-    CallCx, CallError, ChannelIndex, ConversationId, Epoch, EventStream, Inference, InsightId, RunId, SamplePos, TraceCx,
-    audio::{SegmentBody, Spoken, Word, WordTimes},
+    CallCx, CallError, ConversationId, EventStream, Inference, InsightId, RunId, TraceCx,
     conversation::Segment,
     inference::{Analyze, Insight, Summarize, SummaryItem, Task, Tier, TierStatus},
     signal::{AGAIN, INSIGHTS, UTTERANCES},
@@ -22,6 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+use turns::hear;
 
 /// A language model over rules, as one module.
 #[derive(Default)]
@@ -103,13 +106,7 @@ impl Bench {
     }
 
     async fn hear(&mut self, count: usize) -> Vec<Insight> {
-        let mut heard = vec![];
-        while heard.len() < count {
-            let more = tokio::time::timeout(Duration::from_secs(600), self.insights.next(count)).await.expect("insights come").unwrap();
-            self.insights.ack(&more.iter().map(|d| d.id).collect::<Vec<_>>()).await.unwrap();
-            heard.extend(more.iter().map(|d| serde_json::from_slice::<Insight>(&d.payload).unwrap()));
-        }
-        heard
+        hear(&mut *self.insights, count).await
     }
 
     /// Nothing comes for a while.
@@ -124,22 +121,7 @@ impl Bench {
 }
 
 fn speech(seq: u64, text: &str) -> Segment {
-    let words =
-        text.split(' ').map(|w| Word { text: w.into(), start_ms: seq as u32 * 1_000, end_ms: seq as u32 * 1_000 + 500, confidence: 1.0 });
-    let (start, end) = (SamplePos(seq * 16_000), SamplePos((seq + 1) * 16_000));
-    let spoken = Spoken {
-        words: words.collect(),
-        from: start,
-        to: end,
-        confidence: 1.0,
-        speech_final: true,
-        word_times: WordTimes::Estimated,
-        model: "fake".into(),
-        decode_ms: 1,
-    };
-    let body = SegmentBody::Speech(spoken);
-    let conversation = ConversationId::from_u128(7);
-    Segment { conversation, channel: ChannelIndex(0), epoch: Epoch(1), seq, start, end, body, trace: TraceCx::root() }
+    turns::speech(ConversationId::from_u128(7), seq, text)
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,12 @@
 //! The transcript worker over the bus in memory, with the fakes of the contracts.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
+#[path = "support/turns.rs"]
+mod turns;
+
 use contracts::{
-    CallCx, CallError, ChannelIndex, ConversationId, Conversations, Encoding, Epoch, SamplePos, SampleRate, TraceCx,
-    audio::{ChannelSpec, Role, SegmentBody, Spoken, Word, WordTimes},
+    CallCx, CallError, ChannelIndex, ConversationId, Conversations, Encoding, SampleRate, TraceCx,
+    audio::{ChannelSpec, Role, SegmentBody},
     conversation::{OpenConversation, Segment},
     inference::{Insight, Task, Tier},
     signal::{INSIGHTS, UTTERANCES},
@@ -20,6 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+use turns::{hear, say, speech};
 
 struct Bench {
     bus: Memory,
@@ -58,24 +62,11 @@ impl Bench {
     }
 
     async fn say(&self, conversation: ConversationId, seq: u64, text: &str) {
-        self.publish(conversation, speech(conversation, seq, text)).await;
+        say(&self.bus, &speech(conversation, seq, text)).await;
     }
 
-    async fn publish(&self, conversation: ConversationId, segment: Segment) {
-        let payload = serde_json::to_vec(&segment).unwrap().into();
-        let entry = NewEntry { key: conversation.to_string(), payload, trace: segment.trace };
-        self.bus.publish(UTTERANCES, vec![entry]).await.unwrap();
-    }
-
-    /// Waits for `count` insights, acknowledging them.
     async fn hear(&mut self, count: usize) -> Vec<Insight> {
-        let mut heard = vec![];
-        while heard.len() < count {
-            let more = tokio::time::timeout(Duration::from_secs(60), self.insights.next(count)).await.expect("insights come").unwrap();
-            self.insights.ack(&more.iter().map(|d| d.id).collect::<Vec<_>>()).await.unwrap();
-            heard.extend(more.iter().map(|d| serde_json::from_slice::<Insight>(&d.payload).unwrap()));
-        }
-        heard
+        hear(&mut *self.insights, count).await
     }
 
     async fn end(self) {
@@ -84,34 +75,14 @@ impl Bench {
     }
 }
 
-fn speech(conversation: ConversationId, seq: u64, text: &str) -> Segment {
-    let words: Vec<Word> = text
-        .split(' ')
-        .map(|w| Word { text: w.into(), start_ms: seq as u32 * 1_000, end_ms: seq as u32 * 1_000 + 500, confidence: 1.0 })
-        .collect();
-    let (start, end) = (SamplePos(seq * 16_000), SamplePos((seq + 1) * 16_000));
-    let spoken = Spoken {
-        words,
-        from: start,
-        to: end,
-        confidence: 1.0,
-        speech_final: true,
-        word_times: WordTimes::Estimated,
-        model: "fake".into(),
-        decode_ms: 1,
-    };
-    let body = SegmentBody::Speech(spoken);
-    Segment { conversation, channel: ChannelIndex(0), epoch: Epoch(1), seq, start, end, body, trace: TraceCx::root() }
-}
-
 #[tokio::test(start_paused = true)]
 async fn every_turn_gets_its_insights_and_silence_none() {
     let mut bench = Bench::start(WorkerSettings::default()).await;
     let id = bench.open(Role::Customer).await;
     let first = speech(id, 0, "hello there");
     let trace = first.trace.trace_id;
-    bench.publish(id, first.clone()).await;
-    bench.publish(id, Segment { body: SegmentBody::Silence, ..speech(id, 1, "") }).await;
+    say(&bench.bus, &first).await;
+    say(&bench.bus, &Segment { body: SegmentBody::Silence, ..speech(id, 1, "") }).await;
     let junk = NewEntry { key: id.to_string(), payload: "nonsense".into(), trace: TraceCx::root() };
     bench.bus.publish(UTTERANCES, vec![junk]).await.unwrap();
     bench.say(id, 2, "bye now").await;
@@ -132,7 +103,7 @@ async fn a_busy_module_is_asked_again_and_nothing_is_lost() {
     let id = bench.open(Role::Customer).await;
     bench.inference.behave(Behavior::Fail(CallError::busy(Duration::from_millis(50), "full")));
     bench.say(id, 0, "hello").await;
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    bench.inference.called(2).await;
     bench.inference.behave(Behavior::Answer);
     let insights = bench.hear(2).await;
     assert!(insights.iter().all(|i| i.labels[0].name == "hello"));
@@ -220,8 +191,7 @@ async fn a_full_bus_delays_insights_and_loses_none() {
     for seq in 0..4 {
         let segment = speech(id, seq, "hello");
         utterances.insert(segment.utterance_id());
-        let entry = NewEntry { key: id.to_string(), payload: serde_json::to_vec(&segment).unwrap().into(), trace: segment.trace };
-        bus.publish(UTTERANCES, vec![entry]).await.unwrap();
+        say(&bus, &segment).await;
     }
     let mut heard = HashSet::new();
     while heard.len() < 8 {
@@ -259,9 +229,7 @@ async fn a_worker_that_panics_is_started_again_and_no_turn_is_lost() {
     bench.conversations.behave(Behavior::Panic("on purpose".into()));
     bench.say(other, 0, "good morning").await;
     bench.say(id, 1, "bye now").await;
-    while bench.conversations.seen().len() < 4 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    bench.conversations.called(4).await;
     bench.conversations.behave(Behavior::Answer);
     let insights = bench.hear(4).await;
     let of: HashSet<_> = insights.iter().map(|i| (i.conversation, i.task)).collect();

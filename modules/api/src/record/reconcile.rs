@@ -1,9 +1,11 @@
-//! Stored turns that nobody has understood: found here, where they are kept, and put on the bus again.
+//! Stored turns that nobody has understood, or only a lower rung: found here, where they are kept, and put on the bus again.
 //!
 //! Invariants:
 //! - a turn is missing while a task has no current insight, or a pending one whose reason may pass; what was given up for good waits for a
 //!   person among the dead letters, and is left to them;
-//! - the newest first, so many in a round, each three times at most by one process, after pauses that double;
+//! - a turn is lowered while its current insight stands in for a better rung that has answered others since and is not away again, as far as
+//!   the record knows. Whoever asked first tries again by itself while it lives (`inference/src/worker/upgrade.rs`), and is given the time to;
+//! - the newest first, so many in a round, each a few times at most by one process, after pauses that double;
 //! - putting one on the bus again changes nothing in the record: its segment is found to be a duplicate, and an insight that is there already
 //!   has the same id.
 //!
@@ -44,6 +46,8 @@ const WINDOW: i64 = 20_000;
 /// Turns known to be missing at once.
 const MOST_MISSING: i64 = 1_000;
 const MOST_TRIES: u32 = 3;
+/// What the better rung does not like it will not like the next time: once, and once more in case it was away.
+const MOST_TRIES_LOWERED: u32 = 2;
 
 /// Looks every so often, until `stop`.
 pub(super) async fn run(record: &Record, stop: &CancellationToken) {
@@ -56,20 +60,42 @@ pub(super) async fn run(record: &Record, stop: &CancellationToken) {
         tokio::select! { () = tokio::time::sleep(every) => {}, () = stop.cancelled() => return }
         match round(record, &mut tried).await {
             Ok(0) => {}
-            Ok(turns) => info!(turns, "turns that nobody had understood were put on the bus again"),
+            Ok(turns) => info!(turns, "turns that nobody had understood, or only a lower rung, were put on the bus again"),
             Err(error) => warn!(%error, "turns that nobody has understood could not be looked for"),
         }
     }
 }
 
-/// How often a turn was put on the bus again by this process, and when last. Those that are missing no longer are forgotten.
+/// What this process has put on the bus again.
 #[derive(Default)]
-pub(super) struct Tried(HashMap<String, (u32, Instant)>);
+pub(super) struct Tried {
+    missing: Tries,
+    lowered: Tries,
+}
 
-impl Tried {
-    fn is_due(&self, utterance: &str, pause: Duration, now: Instant) -> bool {
-        let Some((times, last)) = self.0.get(utterance) else { return true };
-        *times < MOST_TRIES && now >= *last + pause * 2u32.pow(*times)
+/// How often a turn, and when last. Those that are found no longer are forgotten.
+#[derive(Default)]
+struct Tries(HashMap<String, (u32, Instant)>);
+
+impl Tries {
+    /// Of what was found, up to `room` that are due.
+    fn due(&mut self, found: Vec<String>, most: u32, room: usize, pause: Duration) -> Vec<String> {
+        let still: HashSet<&String> = found.iter().collect();
+        self.0.retain(|utterance, _| still.contains(utterance));
+        let now = Instant::now();
+        let is_due = |utterance: &String| match self.0.get(utterance) {
+            None => true,
+            Some((times, last)) => *times < most && now >= *last + pause * 2u32.pow(*times),
+        };
+        found.into_iter().filter(is_due).take(room).collect()
+    }
+
+    fn note(&mut self, tried: &[String]) {
+        let now = Instant::now();
+        for utterance in tried {
+            let times = self.0.get(utterance).map_or(0, |(times, _)| *times);
+            self.0.insert(utterance.clone(), (times + 1, now));
+        }
     }
 }
 
@@ -79,26 +105,24 @@ pub(super) async fn round(record: &Record, tried: &mut Tried) -> Result<usize, C
     let before = Utc::now().naive_utc() - chrono::Duration::seconds(reconcile_after_s as i64);
     let tenant = TenantId::default();
     let asked = tenant.clone();
-    let missing = record.readers.read("not_understood", move |conn| missing(conn, &asked, before)).await?;
+    let find = move |conn: &mut Conn| -> Result<_, StoreError> { Ok((missing(conn, &asked, before)?, lowered(conn, &asked, before)?)) };
+    let (missing, lowered) = record.readers.read("not_understood", find).await?;
     metrics::gauge!(names::NOT_UNDERSTOOD).set(missing.len() as f64);
-    let still: HashSet<&String> = missing.iter().collect();
-    tried.0.retain(|utterance, _| still.contains(utterance));
-    let (now, pause) = (Instant::now(), Duration::from_secs(reconcile_after_s));
-    let due: Vec<String> = missing.into_iter().filter(|u| tried.is_due(u, pause, now)).take(reconcile_most).collect();
+    let pause = Duration::from_secs(reconcile_after_s);
+    let missing = tried.missing.due(missing, MOST_TRIES, reconcile_most, pause);
+    let lowered = tried.lowered.due(lowered, MOST_TRIES_LOWERED, reconcile_most - missing.len(), pause);
+    let due = [missing.as_slice(), &lowered].concat();
     if due.is_empty() {
         return Ok(0);
     }
-    let wanted = due.clone();
-    let segments = record.readers.read("requeued", move |conn| by_utterances(conn, &tenant, &wanted)).await?;
+    let segments = record.readers.read("requeued", move |conn| by_utterances(conn, &tenant, &due)).await?;
     let entries: Vec<NewEntry> = segments.iter().map(entry).collect();
     let count = entries.len();
-    let refused = |error| CallError::unavailable(format!("the bus does not take turns that nobody has understood: {error}"));
+    let refused = |error| CallError::unavailable(format!("the bus does not take turns that are to be understood again: {error}"));
     record.bus.publish(UTTERANCES, entries).await.map_err(refused)?;
     metrics::counter!(names::REQUEUED_TOTAL).increment(count as u64);
-    for utterance in due {
-        let times = tried.0.get(&utterance).map_or(0, |(times, _)| *times);
-        tried.0.insert(utterance, (times + 1, now));
-    }
+    tried.missing.note(&missing);
+    tried.lowered.note(&lowered);
     Ok(count)
 }
 
@@ -136,6 +160,61 @@ fn missing(conn: &mut Conn, tenant: &TenantId, stored_before: NaiveDateTime) -> 
             .limit(MOST_MISSING)
             .select(segments::utterance_id)
             .load(c)?)
+    })
+}
+
+/// Who answers turns, instead of whom, and when last: tier, the tier it stands in for, time.
+type Answered = (String, Option<String>, Option<NaiveDateTime>);
+
+/// Ids of turns whose insight stands in for a better rung, which is back since some time before `before`; the newest first.
+fn lowered(conn: &mut Conn, tenant: &TenantId, before: NaiveDateTime) -> Result<Vec<String>, StoreError> {
+    on_conn!(conn, |c: B| {
+        let newest: Option<i64> = segments::table.select(max(segments::row_id)).first(c)?;
+        macro_rules! current {
+            () => {
+                segments::table
+                    .inner_join(
+                        insights::table
+                            .on(insights::tenant_id.eq(segments::tenant_id).and(insights::utterance_id.eq(segments::utterance_id))),
+                    )
+                    .filter(segments::tenant_id.eq(tenant.as_str()))
+                    .filter(segments::row_id.gt(newest.unwrap_or_default() - WINDOW))
+                    .filter(insights::superseded_by.is_null())
+            };
+        }
+        macro_rules! answered {
+            ($current:expr) => {
+                $current
+                    .group_by((insights::tier, insights::degraded_from))
+                    .select((insights::tier, insights::degraded_from, max(insights::created_at)))
+                    .load::<Answered>(c)?
+            };
+        }
+        let now = answered!(current!());
+        if now.iter().all(|(_, instead_of, _)| instead_of.is_none()) {
+            return Ok(vec![]);
+        }
+        let then = answered!(current!().filter(insights::created_at.lt(before)));
+        let mut found: Vec<(i64, String)> = vec![];
+        for better in [Tier::Llm, Tier::SecondLlm, Tier::Local] {
+            let by = |answers: &[Answered]| answers.iter().filter(|(tier, ..)| tier == better.name()).filter_map(|(.., at)| *at).max();
+            let away =
+                now.iter().filter(|(_, instead_of, _)| instead_of.as_deref() == Some(better.name())).filter_map(|(.., at)| *at).max();
+            let Some(back) = by(&then).filter(|_| by(&now) > away) else { continue };
+            found.extend(
+                current!()
+                    .filter(insights::degraded_from.eq(better.name()))
+                    .filter(insights::tier.ne(Tier::Pending.name()))
+                    .filter(insights::created_at.lt(back))
+                    .order(segments::row_id.desc())
+                    .limit(MOST_MISSING)
+                    .select((segments::row_id, segments::utterance_id))
+                    .load::<(i64, String)>(c)?,
+            );
+        }
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup(); // one of each task
+        Ok(found.into_iter().map(|(_, utterance)| utterance).collect())
     })
 }
 

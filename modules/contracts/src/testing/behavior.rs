@@ -11,6 +11,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::sync::watch;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub enum Behavior {
@@ -29,6 +30,7 @@ pub enum Behavior {
 pub struct Conduct {
     behavior: Mutex<Behavior>,
     seen: Mutex<Vec<CallCx>>,
+    calls: watch::Sender<usize>,
     running: Arc<AtomicUsize>,
     far: OnceLock<Box<dyn Strings>>,
 }
@@ -68,6 +70,11 @@ impl Conduct {
         self.far.get().map_or_else(|| self.seen.lock().clone(), |far| far.seen())
     }
 
+    /// Waits until there were so many calls.
+    pub async fn called(&self, times: usize) {
+        self.calls.subscribe().wait_for(|calls| *calls >= times).await.expect("its sender is ours");
+    }
+
     /// Calls and sessions now under way.
     pub fn running(&self) -> usize {
         self.far.get().map_or_else(|| self.running.load(Ordering::SeqCst), |far| far.running())
@@ -80,6 +87,7 @@ impl Conduct {
 
     pub(super) async fn act(&self, cx: &CallCx) -> Result<(), CallError> {
         self.seen.lock().push(cx.clone());
+        self.calls.send_modify(|calls| *calls += 1);
         let behavior = self.behavior.lock().clone();
         match behavior {
             Behavior::Answer => Ok(()),

@@ -47,6 +47,11 @@ impl FakeConversations {
         self.conduct.seen()
     }
 
+    /// Waits until there were so many calls.
+    pub async fn called(&self, times: usize) {
+        self.conduct.called(times).await
+    }
+
     /// Calls and watches now under way.
     pub fn running(&self) -> usize {
         self.conduct.running()

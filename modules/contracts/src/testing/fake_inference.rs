@@ -33,6 +33,11 @@ impl FakeInference {
         self.conduct.seen()
     }
 
+    /// Waits until there were so many calls.
+    pub async fn called(&self, times: usize) {
+        self.conduct.called(times).await
+    }
+
     /// Calls and summaries now under way.
     pub fn running(&self) -> usize {
         self.conduct.running()

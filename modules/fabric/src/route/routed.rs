@@ -21,13 +21,14 @@ pub(super) struct Routed<T: ?Sized, M> {
 }
 
 const fn method(name: &'static str, attempt_ms: u64) -> Method {
-    Method { name, idempotent: true, attempt: Duration::from_millis(attempt_ms) }
+    Method { name, idempotent: true, attempt: Duration::from_millis(attempt_ms), brisk: true }
 }
 
 // Opening never waits for audio; an analysis may wait for a model.
 const OPEN_STREAM: Method = method("open", 2000);
 const ANALYZE: Method = method("analyze", 4000);
-const SUMMARIZE: Method = method("summarize", 10_000);
+/// As long as a call is, and a language model slow; of the 20 s that a result may take, some are left for another target.
+const SUMMARIZE: Method = Method { brisk: false, ..method("summarize", 15_000) };
 const TIERS: Method = method("tiers", 1000);
 const OPEN: Method = method("open", 3000);
 /// Raises the epoch: whoever attached first would be sent away by the repetition.

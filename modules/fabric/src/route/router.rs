@@ -46,6 +46,8 @@ pub(super) struct Method {
     pub(super) idempotent: bool,
     /// A target gets this long for an answer, or for the beginning of a stream, while there is another one to ask.
     pub(super) attempt: Duration,
+    /// How long it takes says how well its target is.
+    pub(super) brisk: bool,
 }
 
 pub(super) struct Router<T: ?Sized> {
@@ -212,7 +214,7 @@ impl<T: ?Sized + Send + Sync + 'static> Router<T> {
             let verdict = Verdict::of(&answer);
             let now = Instant::now();
             permit.report(verdict, now);
-            if verdict != Verdict::Neither {
+            if verdict == Verdict::Bad || verdict == Verdict::Good && method.brisk {
                 target.recent.note(now, now - began, verdict == Verdict::Bad);
             }
             let error = match answer {

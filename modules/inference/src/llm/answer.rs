@@ -3,7 +3,7 @@
 //! Invariant: what passes is a label of the set, a certainty of three, and words of the turn; nothing else that a model writes, of itself or
 //! because somebody on the phone told it to, goes any further.
 
-use super::Reason;
+use super::{Held, Reason};
 use crate::{
     definitions::Definitions,
     prompts::{Asked, CERTAINTIES},
@@ -46,11 +46,12 @@ struct Said {
     quote: Option<String>,
 }
 
-/// One answer for each task that was asked about, in that order, or why it does not count.
-///
+/// One for each task that was asked about, in that order, or why it does not count.
+pub(crate) type Answers = Vec<Result<Answer, Reason>>;
+
 /// # Errors
 /// The whole is not of the shape that was asked for.
-pub(super) fn read(content: &str, asked: &Asked<'_>, definitions: &Definitions) -> Result<Vec<Result<Answer, Reason>>, Reason> {
+pub(super) fn read(content: &str, asked: &Asked<'_>, definitions: &Definitions) -> Result<Held<Answers>, Reason> {
     let mut said: HashMap<String, Said> = serde_json::from_str(content).map_err(|_| Reason::Unfit)?;
     let mut answers = Vec::with_capacity(asked.tasks.len());
     for task in asked.tasks {
@@ -69,13 +70,14 @@ pub(super) fn read(content: &str, asked: &Asked<'_>, definitions: &Definitions) 
             (Some(label), Ok(evidence)) => Ok(Answer { label, certainty, evidence }),
         });
     }
-    if said.is_empty() { Ok(answers) } else { Err(Reason::Unfit) }
+    let bad = answers.iter().find_map(|answer| answer.as_ref().err().copied());
+    if said.is_empty() { Ok(Held { what: answers, bad }) } else { Err(Reason::Unfit) }
 }
 
-struct Invented;
+pub(super) struct Invented;
 
 /// Where the quote stands, word for word; how words are spelt in capitals and set off by stops is the recognizer's guess, and no part of it.
-fn evidence(quote: Option<&str>, turn: &Turn) -> Result<Option<Range<usize>>, Invented> {
+pub(super) fn evidence(quote: Option<&str>, turn: &Turn) -> Result<Option<Range<usize>>, Invented> {
     let quoted: Vec<String> = quote.unwrap_or_default().split_whitespace().map(token).filter(|t| !t.is_empty()).collect();
     if quoted.is_empty() {
         return Ok(None);
@@ -92,10 +94,10 @@ mod tests {
     use crate::Settings;
     use contracts::{audio::Role, inference::Task};
 
-    fn hold(text: &str, content: &str) -> Result<Vec<Result<Answer, Reason>>, Reason> {
+    fn hold(text: &str, content: &str) -> Result<Answers, Reason> {
         let turn = Turn::from_text(text);
         let asked = Asked { tasks: &Task::ALL, role: Role::Customer, turn: &turn, before: vec![] };
-        read(content, &asked, &Definitions::read(&Settings::default()).unwrap())
+        read(content, &asked, &Definitions::read(&Settings::default()).unwrap()).map(|held| held.what)
     }
 
     fn saying(label: &str, quote: &str) -> String {

@@ -1,83 +1,62 @@
-//! Answers that were given before, by the hash of everything that was asked.
+//! Answers that were given before, by the hash of everything that was asked: in the cache of the process, which others may share.
 //!
-//! What is kept is the model's own text: whoever reads it holds it against the turn again, so a key that means something else, or a store that
-//! was tampered with, gives no answer that could not have been given.
+//! What is kept is the model's own text: whoever reads it holds it against what was asked again, so a key that means something else, or a cache
+//! that was tampered with, gives no answer that could not have been given. A failure is a miss, and costs a call a few ms at the most.
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
-use std::collections::HashMap;
+use bytes::Bytes;
+use contracts::TenantId;
+use platform::cache::{Front, Key, Place, Recalled, Scope};
+use sha2::{Digest, Sha256};
+use std::{sync::Arc, time::Duration};
 
-/// Callers may rely on: a failure is a miss, and costs a call little time.
-#[async_trait]
-pub(crate) trait Answers: Send + Sync + 'static {
-    async fn find(&self, key: &str) -> Option<String>;
-    async fn keep(&self, key: String, content: &str);
+pub(super) struct Remembered {
+    cache: Option<Arc<Front>>,
+    /// How long an answer is kept.
+    life: Duration,
+    /// How long the cache is waited for.
+    limit: Duration,
 }
 
-/// In this process, at most about `limit` of them.
-pub(crate) struct InProcess {
-    limit: usize,
-    kept: Mutex<Kept>,
+pub(super) enum Before {
+    Said(String),
+    /// And where the answer may be kept.
+    Nothing(Place),
 }
 
-/// Those used since the newer half was last full, and those before them: what nobody asked for in between is forgotten.
-#[derive(Default)]
-struct Kept {
-    newer: HashMap<String, String>,
-    older: HashMap<String, String>,
-}
-
-impl InProcess {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, kept: Mutex::default() }
+impl Remembered {
+    pub(super) fn nothing() -> Self {
+        Self { cache: None, life: Duration::ZERO, limit: Duration::ZERO }
     }
-}
 
-impl Kept {
-    fn add(&mut self, key: String, content: String, limit: usize) {
-        if self.newer.len() >= limit.div_ceil(2) {
-            self.older = std::mem::take(&mut self.newer);
+    pub(super) fn within(cache: Arc<Front>, life: Duration, limit: Duration) -> Self {
+        Self { cache: (!life.is_zero()).then_some(cache), life, limit }
+    }
+
+    pub(super) async fn find(&self, key: &Key) -> Before {
+        let Some(cache) = &self.cache else { return Before::Nothing(Place::default()) };
+        match cache.recall(key, self.limit).await {
+            Recalled::Known(content) => match String::from_utf8(content.into()) {
+                Ok(content) => Before::Said(content),
+                Err(_) => Before::Nothing(Place::default()),
+            },
+            Recalled::Unknown(place) => Before::Nothing(place),
         }
-        self.newer.insert(key, content);
-    }
-}
-
-#[async_trait]
-impl Answers for InProcess {
-    async fn find(&self, key: &str) -> Option<String> {
-        let mut kept = self.kept.lock();
-        if let Some(content) = kept.newer.get(key) {
-            return Some(content.clone());
-        }
-        let (key, content) = kept.older.remove_entry(key)?;
-        kept.add(key, content.clone(), self.limit);
-        Some(content)
     }
 
-    async fn keep(&self, key: String, content: &str) {
-        if self.limit > 0 {
-            self.kept.lock().add(key, content.to_owned(), self.limit);
+    pub(super) async fn keep(&self, key: &Key, place: Place, content: &str) {
+        if let Some(cache) = &self.cache {
+            cache.keep(key, place, Bytes::copy_from_slice(content.as_bytes()), self.life, self.limit).await;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn it_stays_small_and_keeps_what_is_asked_for() {
-        let answers = InProcess::new(8);
-        answers.keep("asked for".into(), "yes").await;
-        for n in 0..1_000 {
-            answers.keep(n.to_string(), "x").await;
-            assert_eq!(answers.find("asked for").await.as_deref(), Some("yes"));
-            let kept = answers.kept.lock();
-            assert!(kept.newer.len() + kept.older.len() <= 8);
-        }
-        assert_eq!(answers.find("3").await, None);
-        let none = InProcess::new(0);
-        none.keep("a".into(), "b").await;
-        assert_eq!(none.find("a").await, None);
+/// Of everything the answer follows from: prompt with its version, and all that is sent (model, label sets, schema, sampling, what was said);
+/// and of whose conversation it is, so that no tenant learns what another one's callers said.
+pub(super) fn key(tenant: &TenantId, prompt: &str, body: &Bytes) -> Key {
+    let mut hash = Sha256::new();
+    for part in [tenant.as_str().as_bytes(), prompt.as_bytes(), body] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
     }
+    Scope::new(tenant.as_str(), format!("llm:{}", hex::encode(hash.finalize()))).part("answer")
 }

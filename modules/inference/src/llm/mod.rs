@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - a turn is asked about by itself: nothing said in one conversation stands in a question about another, so it can change no other answer;
-//! - what comes back is a label of the set, a certainty and words of the turn, or a [`Reason`]; the rung below answers then;
+//! - what comes back is a label of the set, a certainty and words of the turn, for a summary words of turns, or a [`Reason`]; the rung below
+//!   answers then;
 //! - it is given no more time than the call leaves beside the rungs below; what fails in a row is left alone, and so is who asks for it.
 //!
 //! Deliberately absent: trying again within a call. The rung below is there at once, and the worker asks again when the model is back.
@@ -11,19 +12,28 @@ mod answer;
 mod answers;
 mod client;
 mod settings;
+mod summary;
 
 pub(crate) use answer::{Answer, Certainty};
 pub use settings::LlmSettings;
 
-use crate::{StartError, breaker::Breaker, definitions::Definitions, metrics as names, prompts::Asked};
-use answers::{Answers, InProcess};
+use crate::{
+    StartError,
+    breaker::Breaker,
+    definitions::Definitions,
+    metrics as names,
+    prompts::{Asked, Purpose},
+};
+use answers::{Before, Remembered};
 use bytes::Bytes;
 use client::{Client, Completion, Failure, Usage};
 use contracts::{CallCx, ConversationId};
 use parking_lot::Mutex;
-use platform::trace::{Side, Span};
+use platform::{
+    cache::{Front, Key, Place},
+    trace::{Side, Span},
+};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -34,13 +44,32 @@ use tracing::{debug, info, warn};
 
 /// A server that is back is found within this time, as soon as there is something to ask.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Kept of the time for a summary, for the rungs below: they read up to 40 turns.
+const SUMMARY_FALLBACK: Duration = Duration::from_secs(2);
 
 pub(crate) struct Llm {
     client: Client,
     settings: LlmSettings,
     slots: Semaphore,
+    /// Apart from those of turns, which are waited for by somebody who looks at a screen.
+    summary_slots: Semaphore,
     health: Mutex<Health>,
-    answers: Arc<dyn Answers>,
+    remembered: Remembered,
+}
+
+/// A question as it is sent.
+struct Question<'a> {
+    purpose: Purpose,
+    body: Bytes,
+    key: Key,
+    slots: &'a Semaphore,
+}
+
+/// What was read in an answer.
+struct Held<T> {
+    what: T,
+    /// Why some of it is not used.
+    bad: Option<Reason>,
 }
 
 struct Health {
@@ -57,8 +86,10 @@ pub(crate) enum Reason {
     Resting,
     /// The call leaves it too little time.
     TooLate,
-    /// As many turns as may be are being asked about.
+    /// As much as may be is being asked about.
     Crowded,
+    /// The call has more words than are asked about.
+    TooLong,
     Timeout,
     /// There was no connection, or it broke.
     Unreachable,
@@ -82,6 +113,8 @@ pub(crate) enum Reason {
     Label,
     /// It quotes what was not said.
     Quote,
+    /// It was said by somebody who cannot have meant that.
+    Speaker,
 }
 
 impl Reason {
@@ -90,6 +123,7 @@ impl Reason {
             Self::Resting => "resting",
             Self::TooLate => "too_late",
             Self::Crowded => "crowded",
+            Self::TooLong => "too_long",
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
             Self::Limited => "limited",
@@ -102,12 +136,13 @@ impl Reason {
             Self::Unfit => "unfit",
             Self::Label => "label",
             Self::Quote => "quote",
+            Self::Speaker => "speaker",
         }
     }
 
-    /// The words of a turn may have brought it about.
+    /// What was said may have brought it about.
     fn may_be_spoken(self) -> bool {
-        matches!(self, Self::Truncated | Self::Declined | Self::Unfit | Self::Label | Self::Quote)
+        matches!(self, Self::Truncated | Self::Declined | Self::Unfit | Self::Label | Self::Quote | Self::Speaker)
     }
 }
 
@@ -123,10 +158,16 @@ impl Llm {
         Ok(Some(Self {
             client,
             slots: Semaphore::new(settings.concurrency),
+            summary_slots: Semaphore::new(settings.summaries),
             health: Mutex::new(Health { breaker, unfit: HashSet::new() }),
-            answers: Arc::new(InProcess::new(settings.remembered)),
+            remembered: Remembered::nothing(),
             settings: settings.clone(),
         }))
+    }
+
+    pub(crate) fn remembering(self, cache: Arc<Front>) -> Self {
+        let (life, limit) = (Duration::from_secs(self.settings.remember_s), Duration::from_millis(self.settings.recall_ms));
+        Self { remembered: Remembered::within(cache, life, limit), ..self }
     }
 
     pub(crate) fn model(&self) -> &str {
@@ -153,41 +194,60 @@ impl Llm {
         conversation: ConversationId,
         asked: &Asked<'_>,
         definitions: &Definitions,
-    ) -> Result<Vec<Result<Answer, Reason>>, Reason> {
-        let body = self.question(asked, definitions);
-        let key = key(cx, &body, definitions);
-        if let Some(content) = self.answers.find(&key).await
-            && let Ok(answers) = answer::read(&content, asked, definitions)
-        {
-            metrics::counter!(names::LLM_ANSWERS, "outcome" => "remembered").increment(1);
-            return Ok(answers);
-        }
-        let outcome = self.ask_anew(cx, conversation, asked, definitions, body, key).await;
-        let told = match &outcome {
-            Ok(answers) => answers.iter().find_map(|a| a.as_ref().err()).map_or("answered", |reason| reason.name()),
-            Err(reason) => reason.name(),
-        };
-        metrics::counter!(names::LLM_ANSWERS, "outcome" => told).increment(1);
-        outcome
+    ) -> Result<answer::Answers, Reason> {
+        let schema = asked.schema(&definitions.labels);
+        let question = self.question(cx, Purpose::Turn, definitions, asked.message(), schema);
+        self.put(cx, conversation, question, |content| answer::read(content, asked, definitions)).await
     }
 
-    async fn ask_anew(
+    /// What an answer to the question came to; `read` holds it against what was asked.
+    async fn put<T>(
         &self,
         cx: &CallCx,
         conversation: ConversationId,
-        asked: &Asked<'_>,
-        definitions: &Definitions,
-        body: Bytes,
-        key: String,
-    ) -> Result<Vec<Result<Answer, Reason>>, Reason> {
+        question: Question<'_>,
+        read: impl Fn(&str) -> Result<Held<T>, Reason> + Send,
+    ) -> Result<T, Reason> {
+        let counter = match question.purpose {
+            Purpose::Turn => names::LLM_ANSWERS,
+            Purpose::Summary => names::LLM_SUMMARIES,
+        };
+        let place = match self.remembered.find(&question.key).await {
+            Before::Said(content) => match read(&content) {
+                Ok(Held { what, bad: None }) => {
+                    metrics::counter!(counter, "outcome" => "remembered").increment(1);
+                    return Ok(what);
+                }
+                _ => Place::default(),
+            },
+            Before::Nothing(place) => place,
+        };
+        let outcome = self.put_anew(cx, conversation, question, place, read).await;
+        let told = match &outcome {
+            Ok(held) => held.bad.map_or("answered", Reason::name),
+            Err(reason) => reason.name(),
+        };
+        metrics::counter!(counter, "outcome" => told).increment(1);
+        outcome.map(|held| held.what)
+    }
+
+    async fn put_anew<T>(
+        &self,
+        cx: &CallCx,
+        conversation: ConversationId,
+        question: Question<'_>,
+        place: Place,
+        read: impl Fn(&str) -> Result<Held<T>, Reason> + Send,
+    ) -> Result<Held<T>, Reason> {
         if self.resting().is_some() {
             return Err(Reason::Resting);
         }
+        let purpose = question.purpose;
         let least = Duration::from_millis(self.settings.least_ms);
-        let patience = self.time(cx).checked_sub(least).ok_or(Reason::TooLate)?;
-        let slot = tokio::time::timeout(patience, self.slots.acquire()).await.map_err(|_| Reason::Crowded)?;
+        let patience = self.time(cx, purpose).checked_sub(least).ok_or(Reason::TooLate)?;
+        let slot = tokio::time::timeout(patience, question.slots.acquire()).await.map_err(|_| Reason::Crowded)?;
         let _slot = slot.expect("nobody closes it");
-        let time = self.time(cx);
+        let time = self.time(cx, purpose);
         if time < least {
             return Err(Reason::TooLate);
         }
@@ -196,47 +256,52 @@ impl Llm {
         }
         let mut span = Span::begin("llm", Side::Caller, cx.trace.child(), cx.trace);
         span.note("gen_ai.request.model", self.settings.model.clone());
+        span.note("purpose", purpose.name());
         let _flying = Flying::begin();
         let begun = Instant::now();
-        let said = tokio::time::timeout(time, self.client.complete(body)).await;
+        let said = tokio::time::timeout(time, self.client.complete(question.body)).await;
         let took = begun.elapsed();
-        metrics::histogram!(names::LLM_SECONDS).record(took.as_secs_f64());
+        metrics::histogram!(names::LLM_SECONDS, "purpose" => purpose.name()).record(took.as_secs_f64());
         let said = said.unwrap_or_else(|_| Err(Failure::new(Reason::Timeout, format!("no answer within {} ms", time.as_millis()))));
         let usage = said.as_ref().map_or_else(|failure| failure.usage, |completion| completion.usage);
         count(usage, &mut span);
         let outcome = match said {
-            Ok(Completion { content, .. }) => match answer::read(&content, asked, definitions) {
-                Ok(answers) => {
+            Ok(Completion { content, .. }) => match read(&content) {
+                Ok(held) => {
                     // What does not fit may fit the next time.
-                    if answers.iter().all(Result::is_ok) {
-                        self.answers.keep(key, &content).await;
+                    if held.bad.is_none() {
+                        self.remembered.keep(&question.key, place, &content).await;
                     }
-                    Ok(answers)
+                    Ok(held)
                 }
-                Err(reason) => Err(Failure::new(reason, "its answer is not of the shape that was asked for")),
+                Err(Reason::Unfit) => Err(Failure::new(Reason::Unfit, "its answer is not of the shape that was asked for")),
+                Err(reason) => Err(Failure::new(reason, format!("its answer does not fit ({})", reason.name()))),
             },
             Err(failure) => Err(failure),
         };
         let bad = match &outcome {
-            Ok(answers) => answers.iter().find_map(|a| a.as_ref().err().copied()),
+            Ok(held) => held.bad,
             Err(failure) => Some(failure.reason),
         };
         if let Some(reason) = bad {
             span.note("outcome", reason.name());
             span.failed(reason.name());
         }
-        // A server that had less time than it may take has not failed by being slower.
-        let hurried = bad == Some(Reason::Timeout) && time < Duration::from_millis(self.settings.deadline_ms) / 2;
-        if !hurried {
+        // A server that had less time than it may take has not failed by being slower, and a long call takes as long as it is.
+        let hurried = purpose == Purpose::Summary || time < Duration::from_millis(self.settings.deadline_ms) / 2;
+        if bad != Some(Reason::Timeout) || !hurried {
             self.judge(conversation, bad, outcome.as_ref().err());
         }
         outcome.map_err(|failure| failure.reason)
     }
 
     /// What it may take of the call's time.
-    fn time(&self, cx: &CallCx) -> Duration {
-        let left = cx.remaining().saturating_sub(Duration::from_millis(self.settings.fallback_ms));
-        let deadline = Duration::from_millis(self.settings.deadline_ms);
+    fn time(&self, cx: &CallCx, purpose: Purpose) -> Duration {
+        let (deadline, fallback) = match purpose {
+            Purpose::Turn => (self.settings.deadline_ms, Duration::from_millis(self.settings.fallback_ms)),
+            Purpose::Summary => (self.settings.summary_ms, SUMMARY_FALLBACK),
+        };
+        let (left, deadline) = (cx.remaining().saturating_sub(fallback), Duration::from_millis(deadline));
         // A call that another place did not answer has waited already.
         left.min(if cx.attempt > 0 { deadline / 2 } else { deadline })
     }
@@ -262,35 +327,33 @@ impl Llm {
         }
     }
 
-    fn question(&self, asked: &Asked<'_>, definitions: &Definitions) -> Bytes {
+    fn question(&self, cx: &CallCx, purpose: Purpose, definitions: &Definitions, message: String, schema: Value) -> Question<'_> {
+        let (prompt, tokens, slots) = match purpose {
+            Purpose::Turn => (&definitions.prompt, self.settings.max_tokens, &self.slots),
+            Purpose::Summary => (&definitions.summary, self.settings.summary_tokens, &self.summary_slots),
+        };
         let mut request = Map::new();
         request.insert("model".into(), self.settings.model.clone().into());
         request.insert("temperature".into(), 0.into());
-        if !self.settings.extra.contains_key("max_completion_tokens") {
-            request.insert("max_tokens".into(), self.settings.max_tokens.into());
-        }
+        request.insert("max_tokens".into(), tokens.into());
         let told = json!([
-            { "role": "system", "content": definitions.prompt.system(&definitions.labels) },
-            { "role": "user", "content": asked.message() },
+            { "role": "system", "content": prompt.system(&definitions.labels) },
+            { "role": "user", "content": message },
         ]);
         request.insert("messages".into(), told);
         // Nested: servers take the flat form too, and ignore it.
-        let schema = json!({ "name": "turn", "strict": true, "schema": asked.schema(&definitions.labels) });
+        let schema = json!({ "name": purpose.name(), "strict": true, "schema": schema });
         request.insert("response_format".into(), json!({ "type": "json_schema", "json_schema": schema }));
         request.extend(self.settings.extra.clone());
-        serde_json::to_vec(&Value::Object(request)).expect("JSON is plain data").into()
+        if let Some(given) = self.settings.extra.get("max_completion_tokens") {
+            request.remove("max_tokens");
+            if purpose == Purpose::Summary {
+                request.insert("max_completion_tokens".into(), given.as_u64().unwrap_or_default().max(tokens.into()).into());
+            }
+        }
+        let body: Bytes = serde_json::to_vec(&Value::Object(request)).expect("JSON is plain data").into();
+        Question { purpose, key: answers::key(&cx.tenant, &prompt.name(), &body), body, slots }
     }
-}
-
-/// Of everything the answer follows from: model, prompt with its version, label sets, schema, sampling, turn and what was said before it; and
-/// of whose conversation it is, so that no tenant learns what another one's callers said.
-fn key(cx: &CallCx, body: &Bytes, definitions: &Definitions) -> String {
-    let mut hash = Sha256::new();
-    for part in [cx.tenant.as_str().as_bytes(), definitions.prompt.name().as_bytes(), body] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hex::encode(hash.finalize())
 }
 
 fn count(usage: Usage, span: &mut Span) {

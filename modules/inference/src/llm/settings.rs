@@ -32,10 +32,20 @@ pub struct LlmSettings {
     pub breaker_failures: u32,
     /// First pause after those, in ms; doubles up to 15 s. Default 1000.
     pub breaker_pause_ms: u64,
-    /// Answers that are kept for the same question. Default 4096, 0 for none.
-    pub remembered: usize,
+    /// Time a summary may take, in ms; never more than the call leaves beside 2 s for the rungs below. Default 12000.
+    pub summary_ms: u64,
+    /// Words of a call that are asked about at once; a longer one is asked about in parts, at most 8. Default 3000.
+    pub summary_words: usize,
+    /// Most tokens of a part's answer. Default 800.
+    pub summary_tokens: u32,
+    /// Parts of calls it is asked about at the same time. Default 4.
+    pub summaries: usize,
+    /// How long an answer is kept in the cache for the same question, in s. Default 3600, 0 for not at all.
+    pub remember_s: u64,
+    /// How long the cache is waited for, in ms; then the question is asked. Default 5.
+    pub recall_ms: u64,
     /// More fields of the request, such as `chat_template_kwargs = { enable_thinking = false }`. With `max_completion_tokens` among them
-    /// no `max_tokens` is sent. Default none.
+    /// no `max_tokens` is sent, and of a summary the larger of it and `summary_tokens`. Default none.
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
@@ -54,7 +64,12 @@ impl Default for LlmSettings {
             concurrency: 16,
             breaker_failures: 3,
             breaker_pause_ms: 1_000,
-            remembered: 4_096,
+            summary_ms: 12_000,
+            summary_words: 3_000,
+            summary_tokens: 800,
+            summaries: 4,
+            remember_s: 3_600,
+            recall_ms: 5,
             extra: BTreeMap::new(),
         }
     }
@@ -71,7 +86,12 @@ impl LlmSettings {
         expect("concurrency", self.concurrency as u64, 1, 1_024)?;
         expect("breaker_failures", u64::from(self.breaker_failures), 1, 1_000)?;
         expect("breaker_pause_ms", self.breaker_pause_ms, 1, 15_000)?;
-        expect("remembered", self.remembered as u64, 0, 1_000_000)?;
+        expect("summary_ms", self.summary_ms, self.least_ms, 60_000)?;
+        expect("summary_words", self.summary_words as u64, 200, 100_000)?;
+        expect("summary_tokens", u64::from(self.summary_tokens), 16, 8_192)?;
+        expect("summaries", self.summaries as u64, 1, 64)?;
+        expect("remember_s", self.remember_s, 0, 86_400)?;
+        expect("recall_ms", self.recall_ms, 1, 10_000)?;
         let Some(url) = &self.url else { return Ok(()) };
         let uri = address(url)?;
         if self.model.is_empty() {

@@ -5,7 +5,8 @@
 //! - one is asked about alone until it has a better answer: a rung that is just back is not met by a crowd;
 //! - what is published is another run's insight, so it supersedes and overwrites nothing.
 //!
-//! Only this process's memory holds them: the record says which rung answered, so what is lost here is shown as what it is.
+//! Only this process's memory holds them. The record knows which rung answered: what is lost here it finds, and puts on the bus again
+//! (`api/src/record/reconcile.rs`).
 
 use super::{Worker, mark_late};
 use crate::metrics as names;

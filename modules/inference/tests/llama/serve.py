@@ -50,6 +50,8 @@ def model(path, seed):
     follows(":", "n", 2.0)  # a quote is null
     follows(":", "{", 1.0)
     follows(":", '"', 1.0)
+    follows(":", "0", 1.5)  # a number is 0
+    follows("[", "]", 2.0)  # a list is empty
     small = 0.02
     ones = [1.0] * WIDTH
     tensors = [

@@ -75,8 +75,27 @@ impl Seen {
         Value::Object(tasks.collect())
     }
 
+    /// Of a call that is to be summed up, or a part of it.
+    pub fn turns(&self) -> Vec<Value> {
+        self.data()["turns"].as_array().unwrap().clone()
+    }
+
+    /// A summary that fits: a customer's first turn is the reason, the last one the outcome.
+    pub fn pointing(&self) -> Value {
+        let turns = self.turns();
+        let first = turns.iter().find(|turn| turn["speaker"] == "customer").unwrap_or(&turns[0]);
+        let mut answer = json!({ "actions": [] });
+        for (asked, turn) in [("reason", first), ("outcome", turns.last().unwrap())] {
+            if self.schema().get(asked).is_some() {
+                answer[asked] = json!({ "turn": turn["n"], "quote": null });
+            }
+        }
+        answer
+    }
+
     pub fn answer(&self) -> Play {
-        Play::Say(self.fitting("cancel_service").to_string())
+        let is_summary = self.schema().get("actions").is_some();
+        Play::Say(if is_summary { self.pointing() } else { self.fitting("cancel_service") }.to_string())
     }
 }
 

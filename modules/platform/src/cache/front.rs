@@ -5,6 +5,7 @@
 //!
 //! A change that this process announces is seen by its readers at once, also while the shared cache has not been told (`pending`).
 
+mod recall;
 mod upkeep;
 
 use super::{
@@ -15,6 +16,7 @@ use crate::bus;
 use bytes::Bytes;
 use contracts::CallError;
 use parking_lot::Mutex;
+pub use recall::{Place, Recalled};
 use std::{
     collections::HashMap,
     future::Future,
@@ -96,6 +98,8 @@ pub struct Front {
     next_flight: AtomicU64,
     loads: Semaphore,
     away_until: Mutex<Option<Instant>>,
+    /// What is worked out is not looked for until then: a look was late.
+    late_until: Mutex<Option<Instant>>,
     trouble: Mutex<Option<String>>,
     was_away: AtomicBool,
     /// Voids that the shared cache has not confirmed.
@@ -138,6 +142,7 @@ impl Front {
             next_flight: AtomicU64::new(0),
             loads: Semaphore::new(loads),
             away_until: Mutex::default(),
+            late_until: Mutex::default(),
             trouble: Mutex::default(),
             was_away: AtomicBool::new(false),
             pending: Mutex::default(),

@@ -7,6 +7,8 @@
 //! - of a key that nobody has, one reader fills; the others wait for a moment, take what is stale, or read for themselves;
 //! - every call ends in time, and the cache may be lost whole at any moment: readers then ask the database, as many at once as it bears.
 //!
+//! What was worked out and follows from its key alone is kept here as well (`front/recall.rs`).
+//!
 //! Deliberately absent: what is cached, and where it is read. Values are bytes; versions are numbers that rise with the database.
 
 mod first_level;
@@ -26,7 +28,7 @@ mod settings;
 mod suite;
 
 pub use self::redis::Redis;
-pub use front::{Answer, From, Front, Loaded};
+pub use front::{Answer, From, Front, Loaded, Place, Recalled};
 pub use memory::Memory;
 pub use metrics::describe as describe_metrics;
 pub use settings::{Kind, Settings};

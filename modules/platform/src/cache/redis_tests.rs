@@ -284,3 +284,51 @@ async fn the_cache_stands_on_the_connections_of_the_bus_where_that_is_the_same_r
     }
     assert!(connected() <= before + 1, "{} connections, {before} before", connected());
 }
+
+const LIFE: Duration = Duration::from_secs(3_600);
+/// More than Redis takes on a busy machine.
+const PATIENT: Duration = Duration::from_secs(5);
+
+async fn known(process: &Process, key: &Key, limit: Duration) -> Option<Bytes> {
+    match process.front.recall(key, limit).await {
+        Recalled::Known(body) => Some(body),
+        Recalled::Unknown(_) => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_process_has_worked_out_another_knows_however_long_it_took() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let [here, there] = [Process::start(&server).await, Process::start(&server).await];
+    for (n, took) in [Duration::ZERO, 2 * LEASE].into_iter().enumerate() {
+        let key = Scope::new("tenant", format!("worked out {n}")).part("answer");
+        let Recalled::Unknown(place) = here.front.recall(&key, PATIENT).await else { panic!("nobody has worked it out") };
+        assert_eq!(known(&there, &key, PATIENT).await, None, "nobody waits for who is at it");
+        set_back(&server, took);
+        here.front.keep(&key, place, "an answer".into(), LIFE, PATIENT).await;
+        assert_eq!(known(&there, &key, PATIENT).await, Some("an answer".into()), "after {took:?}");
+        server.ask::<()>(&["FLUSHALL"]);
+        assert_eq!(known(&there, &key, PATIENT).await, Some("an answer".into()), "it is near as well");
+    }
+    let key = Scope::new("tenant", "never asked for").part("answer");
+    here.front.keep(&key, Place::default(), "an answer".into(), LIFE, PATIENT).await;
+    assert_eq!(known(&there, &key, PATIENT).await, Some("an answer".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_worked_out_is_not_waited_for_when_redis_stands_still_and_known_again_when_it_does_not() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let process = Process::start(&server).await;
+    let key = |n: usize| Scope::new("tenant", format!("worked out {n}")).part("answer");
+    Process::start(&server).await.front.keep(&key(0), Place::default(), "an answer".into(), LIFE, PATIENT).await;
+    server.freeze();
+    let limit = Duration::from_millis(5);
+    for n in 0..1_000 {
+        // It would hold each up for `call_ms`.
+        assert_eq!(known(&process, &key(2 * n), limit).await, None);
+        process.front.keep(&key(2 * n + 1), Place::default(), "an answer".into(), LIFE, limit).await;
+        assert_eq!(known(&process, &key(2 * n + 1), limit).await, Some("an answer".into()), "this process has it near");
+    }
+    server.thaw();
+    eventually("it is used again", Duration::from_secs(10), async || known(&process, &key(0), PATIENT).await.is_some()).await;
+}

@@ -13,6 +13,7 @@ use contracts::{
     inference::{Analyze, Summarize, SummaryItem, TierStatus},
     testing::{Behavior, FakeInference},
 };
+use futures::{StreamExt as _, TryStreamExt as _};
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -24,6 +25,7 @@ on_both!(
     what_was_heard_may_still_come_and_what_does_not_becomes_a_gap,
     a_second_close_changes_nothing_in_any_step,
     inference_that_does_not_answer_leaves_a_degraded_result_and_the_better_one_follows,
+    a_summary_that_is_not_by_the_language_model_there_is_makes_way_for_one_that_is_once,
     a_worker_that_was_overtaken_changes_nothing,
     an_abandoned_conversation_lives_again_until_its_result_is_published,
     a_webhook_is_tried_eight_times_within_a_day,
@@ -36,6 +38,9 @@ on_both!(
 struct Understanding {
     fake: FakeInference,
     well: Arc<AtomicBool>,
+    /// That rung is a language model, and it sums up itself.
+    has_llm: Arc<AtomicBool>,
+    llm_sums_up: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -44,11 +49,13 @@ impl Inference for Understanding {
         self.fake.analyze(cx, request).await
     }
     async fn summarize(&self, cx: CallCx, request: Summarize) -> Result<EventStream<SummaryItem>, CallError> {
-        self.fake.summarize(cx, request).await
+        let tier = if self.llm_sums_up.load(Ordering::SeqCst) { Tier::Llm } else { Tier::Rules };
+        Ok(self.fake.summarize(cx, request).await?.map_ok(move |item| SummaryItem { tier, ..item }).boxed())
     }
     async fn tiers(&self, _: CallCx) -> Result<Vec<TierStatus>, CallError> {
         let degraded = (!self.well.load(Ordering::SeqCst)).then(|| "the better one is away".to_owned());
-        Ok(Task::ALL.map(|task| TierStatus { task, tier: Tier::Local, degraded: degraded.clone(), stale: None }).into())
+        let tier = if self.has_llm.load(Ordering::SeqCst) { Tier::Llm } else { Tier::Local };
+        Ok(Task::ALL.map(|task| TierStatus { task, tier, degraded: degraded.clone(), stale: None }).into())
     }
 }
 
@@ -378,6 +385,28 @@ async fn inference_that_does_not_answer_leaves_a_degraded_result_and_the_better_
     assert!(world.now - closed < TimeDelta::hours(25), "{}", world.now - closed);
     let steps: BTreeMap<_, _> = world.steps(&call).await.into_iter().collect();
     assert_eq!((steps["upgrade"].as_deref(), world.row(&call).await.finalization), (Some("given_up"), Some(Finalization::Degraded)));
+    world.running.end().await;
+}
+
+async fn a_summary_that_is_not_by_the_language_model_there_is_makes_way_for_one_that_is_once(on: On) {
+    let mut world = World::new(on, Finishing::default()).await;
+    world.inference.has_llm.store(true, Ordering::SeqCst);
+    let call = world.call().await;
+    world.close_at(&call, ConversationState::Complete, &[]).await;
+    assert_eq!([world.step().await, world.step().await, world.step().await], [Step::Drain, Step::Score, Step::Publish]);
+    let lower = world.result(&call).await.expect("published");
+    assert_eq!((lower.quality, lower.version), (Quality::Degraded, 1), "although the model is well: this time it did not answer");
+    world.inference.llm_sums_up.store(true, Ordering::SeqCst);
+    world.finish(TimeDelta::minutes(1)).await;
+    let better = world.result(&call).await.expect("published");
+    assert_eq!((better.quality, better.version), (Quality::Full, 2));
+    assert!(better.summary.iter().all(|item| item.tier == "llm"));
+    // One by the model is full, even if that is away by the time somebody looks.
+    let call = world.call().await;
+    world.inference.well.store(false, Ordering::SeqCst);
+    world.close_at(&call, ConversationState::Complete, &[]).await;
+    world.finish(TimeDelta::minutes(1)).await;
+    assert_eq!(world.result(&call).await.map(|r| (r.quality, r.version)), Some((Quality::Full, 1)));
     world.running.end().await;
 }
 

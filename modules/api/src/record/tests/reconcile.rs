@@ -86,6 +86,49 @@ async fn a_turn_that_was_just_stored_is_left_to_whoever_is_at_it(on: On) {
     running.end().await;
 }
 
+async fn what_a_lower_rung_answered_is_put_on_the_bus_again_when_the_better_one_is_back_and_not_for_ever(on: On) {
+    let running = Running::with(at_once(on)).await;
+    let call = running.call().await;
+    let said: Vec<Segment> = (0..4).map(|n| call.says(CUSTOMER, n, n * 1_000..n * 1_000 + 1_000, "my line is dead")).collect();
+    let by = async |n: usize, tier: Tier| {
+        let of = |task| {
+            let mut insight = call.insight(said[n].utterance_id(), task, tier.name(), Some(("x", 0.9)));
+            insight.provenance.tier = tier;
+            insight.provenance.degraded_from = (tier > Tier::Llm).then_some(Tier::Llm);
+            insight
+        };
+        running.record.record(cx(), Task::ALL.map(of).into()).await.expect("recorded");
+    };
+    let mut reader = running.bus.consume(UTTERANCES, "test").await.expect("a bus");
+    let mut put = async |tried: &mut Tried, count: usize| {
+        assert_eq!(round(&running.record, tried).await.expect("a round"), count);
+        let again = taken(&mut *reader, count).await;
+        again.into_iter().map(|v| serde_json::from_value::<Segment>(v).expect("a segment").seq).collect::<Vec<_>>()
+    };
+    running.commit(&said[..3]).await;
+    by(0, Tier::Rules).await;
+    by(1, Tier::Local).await;
+    by(1, Tier::Local).await;
+    let mut tried = Tried::default();
+    by(2, Tier::Rules).await;
+    put(&mut tried, 0).await; // nobody knows that the better one is back
+    by(2, Tier::Llm).await;
+    assert_eq!(put(&mut tried, 2).await, [1, 0]);
+    assert_eq!(put(&mut tried, 2).await, [1, 0], "nothing has come of it");
+    put(&mut tried, 0).await; // and nothing will
+    running.commit(&said[3..]).await;
+    by(3, Tier::Rules).await;
+    put(&mut Tried::default(), 0).await; // it is away again
+    by(3, Tier::Llm).await;
+    by(0, Tier::Llm).await;
+    assert_eq!(put(&mut Tried::default(), 1).await, [1]);
+    by(1, Tier::Llm).await;
+    put(&mut Tried::default(), 0).await;
+    let current = running.record.insights(&TenantId::default(), call.id, false, None).await.expect("insights");
+    assert!(current.len() == 8 && current.iter().all(|i| i.provenance.tier == Tier::Llm), "one of each: {current:?}");
+    running.end().await;
+}
+
 async fn an_insight_that_stands_in_for_a_better_rung_never_takes_its_place(on: On) {
     let running = Running::start(on).await;
     let call = running.call().await;
@@ -131,5 +174,6 @@ async fn an_insight_that_stands_in_for_a_better_rung_never_takes_its_place(on: O
 on_both! {
     what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not,
     a_turn_that_was_just_stored_is_left_to_whoever_is_at_it,
+    what_a_lower_rung_answered_is_put_on_the_bus_again_when_the_better_one_is_back_and_not_for_ever,
     an_insight_that_stands_in_for_a_better_rung_never_takes_its_place,
 }
