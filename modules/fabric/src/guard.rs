@@ -266,8 +266,9 @@ mod tests {
                 let meter = Meter::new(Locality::Local, &"local".into(), "inference", "tiers");
                 let bounds = || meter.enter(&mut CallCx::new(Duration::from_secs(1)));
                 meter.call(&bounds(), pin!(async { Ok(()) })).await.expect("an answer");
-                let _ = meter.call::<()>(bounds(), async { Err(CallError::busy(Duration::ZERO, "full")) }).await;
-                let dropped = meter.call::<()>(bounds(), std::future::pending());
+                let _ = meter.call::<()>(&bounds(), pin!(async { Err(CallError::busy(Duration::ZERO, "full")) })).await;
+                let (bounds, mut never) = (bounds(), std::future::pending());
+                let dropped = meter.call::<()>(&bounds, Pin::new(&mut never));
                 assert!(dropped.now_or_never().is_none());
             });
         });
