@@ -12,6 +12,7 @@ use anyhow::Context;
 use api::{
     Api, ApiDeps, Finalizer, Record,
     admin::{self, Status},
+    record::Standing,
 };
 use audio::{engine::Engine, ingest::Ingest};
 use contracts::{Audio, Conversations, Inference, route::Mode};
@@ -80,7 +81,6 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
         status.counts("api", "SQLite, by its own count", Arc::new(Record::memory_bytes));
     }
     if let Some(record) = &record {
-        watch_record(record.clone(), &status, &mut tasks);
         status.keep_by(record.clone());
     }
     let models = Models::load(&config, &status, cache.clone()).await?;
@@ -122,6 +122,9 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     };
     if let Some(dials) = &dials {
         dial::attend(dials, record.clone(), &config, &status, &mut tasks);
+    }
+    if let Some(record) = &record {
+        watch_record(record.clone(), &status, &mut tasks); // not before: whoever has said nothing yet is not ready
     }
     let front = Front::start(&config, &mut tasks, &status, &bus, record, handles).await?;
     if let Some(cache) = cache {
@@ -305,6 +308,7 @@ impl Front {
         };
         if let Some(ingest) = &ingest {
             status.counts("audio", "audio kept until it is committed", ingest.kept_bytes());
+            watch_recordings(ingest.clone(), status, tasks);
         }
         let api = match (&record, &ingest, inference.clone()) {
             (Some(record), Some(ingest), Some(inference)) => Some(Api::new(ApiDeps {
@@ -428,13 +432,7 @@ fn watch_bus(config: &Config, bus: Arc<dyn Bus>, status: &Status, tasks: &mut Su
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             let trouble = bus.trouble().map(|why| format!("{why}; what is said is kept until it is back"));
-            status.set(admin::Module {
-                name: "bus".into(),
-                mode: admin::Mode::Remote,
-                endpoint: Some(url.clone()),
-                state: if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded },
-                detail: trouble.unwrap_or_else(|| "serving".into()),
-            });
+            status.set(stands_on("bus", admin::Mode::Remote, url.clone(), trouble));
             tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => break }
         }
         bus.close().await;
@@ -458,42 +456,53 @@ fn watch_cache(config: &Config, cache: Arc<cache::Front>, status: &Status, tasks
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             let trouble = cache.trouble().map(|why| format!("{why}; reads go to the database"));
-            status.set(admin::Module {
-                name: "cache".into(),
-                mode: admin::Mode::Remote,
-                endpoint: url.clone(),
-                state: if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded },
-                detail: trouble.unwrap_or_else(|| "serving".into()),
-            });
+            status.set(stands_on("cache", admin::Mode::Remote, url.clone(), trouble));
             tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
         }
     });
 }
 
-/// Shows whether a database that processes share answers; never a reason to be unready, as above.
+/// Shows whether the record answers and takes writes; never a reason to be unready, as above.
 fn watch_record(record: Arc<Record>, status: &Status, tasks: &mut Supervisor) {
-    let Some(server) = record.shared_at() else { return };
+    let mode = if record.shared_at().is_some() { admin::Mode::Remote } else { admin::Mode::Local };
     let status = status.clone();
     tasks.spawn("record-probe", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
         let mut look = tokio::time::interval(PROBE_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let trouble = match tokio::time::timeout(PROBE_LIMIT, record.probe()).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("it does not answer within {} ms", PROBE_LIMIT.as_millis())),
+            let late = || Standing::Silent(format!("it does not answer within {} ms", PROBE_LIMIT.as_millis()));
+            let trouble = match tokio::time::timeout(PROBE_LIMIT, record.probe()).await.unwrap_or_else(|_| late()) {
+                Standing::Serving => None,
+                Standing::TakesNoWrites(why) => {
+                    Some(format!("{why}; it can be read, and what is said in calls that are live is kept until it takes writes again"))
+                }
+                Standing::Silent(why) => Some(format!("{why}; callers are heard, and what is said is kept until it is back")),
             };
-            status.set(admin::Module {
-                name: "record".into(),
-                mode: admin::Mode::Remote,
-                endpoint: Some(server.clone()),
-                state: if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded },
-                detail: trouble
-                    .map_or_else(|| "serving".into(), |why| format!("{why}; callers are heard, and what is said is kept until it is back")),
-            });
+            status.set(stands_on("record", mode, record.name(), trouble));
             tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
         }
     });
+}
+
+/// Shows whether audio can be recorded.
+fn watch_recordings(ingest: Arc<Ingest>, status: &Status, tasks: &mut Supervisor) {
+    let status = status.clone();
+    tasks.spawn("recordings-probe", OnEnd::Fine, STOP_LIMIT, |stop| async move {
+        let mut look = tokio::time::interval(PROBE_EVERY);
+        while let Some((folder, trouble)) = ingest.recordings_at() {
+            let trouble =
+                trouble.map(|why| format!("{why}; calls that are live go on, and new callers are refused until it can be written"));
+            status.set(stands_on("recordings", admin::Mode::Local, folder, trouble));
+            tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
+        }
+        Ok(())
+    });
+}
+
+/// As the page of health shows what a process stands on.
+fn stands_on(name: &str, mode: admin::Mode, at: impl Into<Option<String>>, trouble: Option<String>) -> admin::Module {
+    let state = if trouble.is_none() { admin::ModuleState::Ready } else { admin::ModuleState::Degraded };
+    admin::Module { name: name.into(), mode, endpoint: at.into(), state, detail: trouble.unwrap_or_else(|| "serving".into()) }
 }
 
 /// How this process shows itself to others, and its certificate if it has one.

@@ -36,6 +36,7 @@ pub fn attend(dials: &Arc<Dials>, record: Option<Arc<Record>>, config: &Config, 
         source: config.source.clone(),
         modules: config.modules.clone(),
         url: config.api.record.url.clone(),
+        replica_url: config.api.record.replica_url.clone(),
         record,
     };
     tasks.spawn("config", OnEnd::ExitProcess, STOP_LIMIT, |stop| async move {
@@ -103,13 +104,14 @@ fn as_module(view: RouteView) -> Module {
     Module { name: view.module, mode, endpoint, state, detail }
 }
 
-/// The configuration file, as far as it is read while the process runs: `[modules]`, and where the record's server is.
+/// The configuration file, as far as it is read while the process runs: `[modules]`, and where the record's servers are.
 struct Watched {
     seen: Option<(SystemTime, u64)>,
     source: Source,
     /// As the file had them last. What an operator turned since stays, unless the file says something new.
     modules: Modules,
     url: DatabaseUrl,
+    replica_url: DatabaseUrl,
     record: Option<Arc<Record>>,
 }
 
@@ -130,12 +132,21 @@ impl Watched {
     }
 
     fn readdress(&mut self, config: &Config) {
-        let Some(record) = self.record.as_ref().filter(|_| config.api.record.url != self.url) else { return };
-        match record.readdress(&config.api.record) {
-            Ok(()) => info!(url = ?config.api.record.url, "the record's server is looked for there from now on"),
-            Err(refused) => warn!(%refused, "the configuration file names another record; nothing changes"),
+        let (Some(record), settings) = (&self.record, &config.api.record) else { return };
+        if settings.url != self.url {
+            match record.readdress(settings) {
+                Ok(()) => info!(url = ?settings.url, "the record's server is looked for there from now on"),
+                Err(refused) => warn!(%refused, "the configuration file names another record; nothing changes"),
+            }
+            self.url = settings.url.clone();
         }
-        self.url = config.api.record.url.clone();
+        if settings.replica_url != self.replica_url {
+            match record.read_from(settings) {
+                Ok(()) => info!(replica_url = ?settings.replica_url, "reads that may be behind go there from now on"),
+                Err(refused) => warn!(%refused, "the configuration file names a replica that cannot be; nothing changes"),
+            }
+            self.replica_url = settings.replica_url.clone();
+        }
     }
 
     async fn apply(&mut self, modules: Modules, dials: &Dials) {

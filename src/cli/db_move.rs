@@ -3,7 +3,7 @@
 use super::db::Where;
 use anyhow::{Context, bail};
 use api::{
-    record::operate::{self, Relocated, Stage},
+    record::operate::{self, Plan, Relocated, Stage},
     settings::{DatabaseUrl, RecordSettings},
 };
 use clap::{Args, ValueEnum};
@@ -20,7 +20,8 @@ pub struct Options {
     /// A streaming standby of it, alone, reached as a superuser.
     #[arg(long, env = "QUICKCOMM_MOVE_TO", hide_env_values = true)]
     to: String,
-    /// The last step to take. `replication` and `reads` change nothing; `writes` stops them until the standby has all there is, and opens the
+    /// The last step to take. `replication` and `reads` change nothing, but `reads` waits for servers to read from the standby where
+    /// api.record.replica_url names it, and refuses where that names another; `writes` stops them until the standby has all there is, and opens the
     /// primary again; `promote` moves.
     #[arg(long, value_enum, default_value_t = Until::Reads)]
     until: Until,
@@ -54,7 +55,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     let (from, to) = (DatabaseUrl::new(options.from), DatabaseUrl::new(options.to));
     if options.abort {
-        operate::abort_relocation(&from, &to).await.context("undoing the move")?;
+        operate::abort_relocation(&from, &to, config.api.record.ca.as_ref()).await.context("undoing the move")?;
         println!("{}", if options.at.json { json!({ "aborted": true }).to_string() } else { "Writes go on at the primary.".into() });
         return Ok(ExitCode::SUCCESS);
     }
@@ -70,13 +71,22 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    let reads_from = operate::replica_hosts(&config.api.record)?;
+    let there = operate::hosts(&RecordSettings { url: to.clone(), ..RecordSettings::default() })?;
+    if until >= Stage::Reads && !reads_from.is_empty() && reads_from != there {
+        let (reads_from, there) = (reads_from.join(","), there.join(","));
+        bail!(
+            "api.record.replica_url sends reads to {reads_from}, and the move goes to {there}; expected {there} there, or no replica_url"
+        );
+    }
     let json = options.at.json;
     let tell = move |passed: operate::Passed| match json {
         true => println!("{}", json!({ "passed": passed.stage.to_string(), "what": passed.what })),
         false => eprintln!("{:<12} {}", passed.stage.to_string(), passed.what),
     };
     let pause = Duration::from_millis(options.pause_at_most);
-    match operate::relocate(&from, &to, until, pause, tell).await.context("moving the record")? {
+    let plan = Plan { until, pause, reads_there: !reads_from.is_empty(), ca: config.api.record.ca.clone() };
+    match operate::relocate(&from, &to, plan, tell).await.context("moving the record")? {
         Relocated::Ready { pause } => {
             let paused_ms = pause.map(|pause| pause.as_millis() as u64);
             match (json, paused_ms) {
@@ -91,7 +101,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
                 println!("{}", json!({ "moved": true, "pause_ms": ms, "rows": rows, "checksum": checksum }));
             } else {
                 println!("Moved: {rows} rows, the same on both, SHA-256 {checksum}; nobody could write for {ms} ms.");
-                println!("The old primary takes no writes any more. Take it out of api.record.url, or make it a standby of the new one.");
+                println!(
+                    "The old primary takes no writes any more. Take it out of api.record.url, or make it a standby of the new one; api.record.replica_url may then name it."
+                );
             }
         }
     }

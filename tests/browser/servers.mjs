@@ -11,9 +11,9 @@ await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }
   const servers = page.getByTestId("servers");
   await servers.waitFor(PATIENCE);
   const says = state === "degraded" ? "degraded" : "answers";
-  for (const name of ["bus", "record", "registry"]) {
-    await servers.locator("tr", { has: page.locator(`th:text-is("${name}")`) }).locator("td", { hasText: says }).waitFor(PATIENCE);
-  }
+  const row = (name) => servers.locator("tr", { has: page.locator(`th:text-is("${name}")`) });
+  for (const name of ["bus", "cache", "record", "registry"]) await row(name).locator("td", { hasText: says }).waitFor(PATIENCE);
+  await row("recordings").locator("td", { hasText: "answers" }).waitFor(PATIENCE); // its disk is another
   let lost = null;
   if (state === "lost") {
     lost = await page.getByTestId("lost").filter({ hasText: peer }).innerText(PATIENCE);
@@ -25,7 +25,10 @@ await journey({ screenshots, context: { viewport: { width: 1280, height: 900 } }
   for (const width of [1280, 390]) {
     await page.setViewportSize({ width, height: 900 });
     expect(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `the page is wider than ${width} px`);
-    await shoot(`servers-${state}-${width}`, { fullPage: true });
+    for (const colorScheme of ["dark", "light"]) {
+      await page.emulateMedia({ colorScheme });
+      await shoot(`servers-${state}-${colorScheme}-${width}`, { fullPage: true });
+    }
   }
   return { servers: await servers.innerText(), lost };
 });

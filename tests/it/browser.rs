@@ -105,7 +105,9 @@ async fn servers_that_are_away_and_peers_that_are_gone_are_shown() {
     ground.postgres.kill();
     let seen = shows("degraded").await;
     let servers = seen["servers"].as_str().unwrap_or_default();
-    for says in ["what is said is kept until it is back", "is PostgreSQL running there", "last known peers stand"] {
+    for says in
+        ["what is said is kept until it is back", "reads go to the database", "is PostgreSQL running there", "last known peers stand"]
+    {
         assert!(servers.contains(says), "{says:?} is not in {servers}");
     }
     assert_eq!(reqwest::get(format!("{}/readyz", front.admin)).await.unwrap().status(), 200, "callers are heard all the same");

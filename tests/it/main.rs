@@ -14,13 +14,16 @@ mod crash;
 mod deepgram_sdk;
 mod definitions;
 mod drain;
+mod encrypted;
 mod finishing;
+mod full_disk;
 mod killed;
 mod layering;
 mod moving;
 mod nodes;
 mod postgres;
 mod private;
+mod refused;
 mod route;
 #[path = "../../modules/inference/tests/support/scripted.rs"]
 mod scripted;

@@ -100,7 +100,10 @@ async fn a_call_goes_on_while_its_record_moves_to_another_server() {
     let file = folder.path().join("quickcomm.toml");
     let names = |servers: &[&Postgres]| {
         let hosts = servers.iter().map(|server| server.socket().display().to_string().replace('/', "%2F"));
-        std::fs::write(&file, format!("[api.record]\nurl = \"postgres://postgres@{}/{database}\"\n", hosts.collect::<Vec<_>>().join(",")))
+        let url = format!("url = \"postgres://postgres@{}/{database}\"\n", hosts.collect::<Vec<_>>().join(","));
+        // Reads go to the one it moves to first.
+        let replica = servers.get(1).map(|standby| format!("replica_url = \"{}\"\n", standby.url("postgres", &database)));
+        std::fs::write(&file, format!("[api.record]\n{url}{}", replica.unwrap_or_default()))
     };
     names(&[&primary]).unwrap();
     let heard = [("QUICKCOMM_LOG__FILTER", "warn,quickcomm=info")];
@@ -128,7 +131,17 @@ async fn a_call_goes_on_while_its_record_moves_to_another_server() {
         while !quickcomm.log().contains("the record's server is looked for there from now on") {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        assert!(step("reads").await.unwrap().status.success());
+        let elsewhere = [("QUICKCOMM_API__RECORD__REPLICA_URL", url.as_str())];
+        let contrary = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
+            .args(["db", "move", "--from", &from, "--to", &to, "--until", "reads"])
+            .envs(elsewhere.into_iter().chain([("QUICKCOMM_API__RECORD__URL", url.as_str())]))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&contrary.stderr).into_owned();
+        assert!(contrary.status.code() == Some(1) && said.contains("api.record.replica_url sends reads to"), "{said}");
+        let reads = step("reads").await.unwrap();
+        let said = String::from_utf8_lossy(&reads.stdout).into_owned();
+        assert!(reads.status.success() && said.contains("servers read there by"), "{said}{}", String::from_utf8_lossy(&reads.stderr));
         step("promote").await.unwrap()
     };
     let (mut played, moved) = tokio::join!(playing, moving);

@@ -1,7 +1,7 @@
 //! Settings of the record and its faces.
 
 use serde::{Deserialize, Serialize, Serializer};
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -29,6 +29,9 @@ pub struct RecordSettings {
     pub url: DatabaseUrl,
     /// A streaming standby of that server, which takes reads that may be behind, or for which it is new enough. Default: none.
     pub replica_url: DatabaseUrl,
+    /// PEM file of the authorities that those servers' certificates must come from, where an address asks for TLS (`?sslmode=verify-full`; the
+    /// name in the certificate is always checked, so `require` says the same). Default: those of this machine.
+    pub ca: Option<PathBuf>,
     /// How long a statement to PostgreSQL may take, in ms; then its connection is given up. Default 2000.
     pub deadline_ms: u64,
     /// Rows that may share one transaction. Default 64.
@@ -56,6 +59,7 @@ impl Default for RecordSettings {
         Self {
             url: DatabaseUrl::default(),
             replica_url: DatabaseUrl::default(),
+            ca: None,
             deadline_ms: 2_000,
             group_rows: 64,
             group_ms: 10,
@@ -165,7 +169,7 @@ mod tests {
             ("postgres://me:hunter2@db/calls?speed=11", "cannot be read"),
             ("postgres://me@db.example/calls", "db.example is not on this machine and no password is given"),
             ("postgres://me:@10.0.0.7/calls", "10.0.0.7"),
-            ("postgres://me:hunter2@db/calls?sslmode=require", "TLS"),
+            ("postgres://me:hunter2@db/calls?sslmode=verify-ca", "expected verify-full"),
         ] {
             let settings = RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };
             let refused = settings.check().expect_err(url);

@@ -34,7 +34,7 @@ export const en = {
     insights: 'insights',
     degraded: (task: string, why: string) => `${task}: ${why}`,
     version: (version: string) => `version ${version}`,
-    failing: (module: string, state: string) => `${module} is ${state}`,
+    failing: (module: string, state: string) => `${module}: ${state}`,
     keyboard: 'Keyboard',
     unknown: 'status unknown',
   },

@@ -96,8 +96,8 @@ function known(target: Target): string {
   return target.lease_ms > 0 ? t.lease(oneDecimal(target.lease_ms / 1000)) : t.unrenewed;
 }
 
-/** What this process shares with others, and what it says while one of them is away. */
-const SERVERS = ['bus', 'cache', 'record', 'registry'];
+/** What this process stands on, and what it says while one of them is away or full. */
+const SERVERS = ['bus', 'cache', 'record', 'recordings', 'registry'];
 
 export function Servers({ modules }: { modules: ModuleLoad[] }) {
   const shared = modules.filter((module) => SERVERS.includes(module.name));

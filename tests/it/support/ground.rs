@@ -65,10 +65,11 @@ impl Ground {
         Server::start(&self.path(name), &["--roles", roles, "--grpc", &self.socket(name)], &env)
     }
 
-    /// The same, but the other modules are found in the registry.
+    /// The same, but the other modules are found in the registry, and the cache is on that Redis, too.
     pub fn serve_found(&self, name: &str, roles: &str, modules: &[&str]) -> Server {
         let mut env = self.env(&[]);
-        env.extend([("QUICKCOMM_DISCOVERY__KIND", "redis"), ("QUICKCOMM_DISCOVERY__LEASE_MS", "2000")].map(|(k, v)| (k.into(), v.into())));
+        let shared = [("DISCOVERY__KIND", "redis"), ("DISCOVERY__LEASE_MS", "2000"), ("CACHE__KIND", "redis")];
+        env.extend(shared.map(|(key, value)| (format!("QUICKCOMM_{key}"), value.into())));
         env.extend(modules.iter().map(|module| (format!("QUICKCOMM_MODULES__{}__MODE", module.to_uppercase()), "remote".into())));
         let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         Server::start(&self.path(name), &["--roles", roles, "--grpc", &self.socket(name)], &env)

@@ -6,6 +6,7 @@ pub mod faults;
 pub mod feed;
 pub mod ground;
 pub mod postgres;
+pub mod volume;
 pub mod wire;
 pub mod words;
 

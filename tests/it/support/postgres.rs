@@ -8,6 +8,7 @@
 use std::{
     fs,
     io::Write as _,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
@@ -21,6 +22,7 @@ use std::{
 pub struct Postgres {
     bin: PathBuf,
     dir: PathBuf,
+    port: u16,
     keeper: Mutex<(Child, Option<ChildStdin>)>,
     databases: AtomicUsize,
 }
@@ -55,11 +57,21 @@ pub fn shared() -> Option<&'static Postgres> {
     SHARED.get_or_init(|| installed().map(|bin| Postgres::start(bin, Sync::Off))).as_ref()
 }
 
+/// Where nobody listens on it, it only names the socket.
+const PORT: u16 = 5432;
+
 /// A cluster of its own.
 const FRESH: &str = r#"
     "$BIN/initdb" -D data -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >initdb.log 2>&1 || exit 1
     printf '%s\n' 'local all locked scram-sha-256' 'local all all trust' 'local replication all trust' \
         'host all all 127.0.0.1/32 scram-sha-256' >data/pg_hba.conf
+"#;
+
+/// A server that speaks German to whoever does not ask for another language. Its locale is made in its own folder.
+const GERMAN: &str = r#"
+    mkdir locale && localedef --inputfile de_DE --charmap UTF-8 locale/de_DE.UTF-8 2>initdb.log || exit 1
+    export LOCPATH="$DIR/locale"
+    echo "lc_messages = 'de_DE.UTF-8'" >language.conf
 "#;
 
 /// A copy that follows the server on the socket in `$PRIMARY`.
@@ -70,12 +82,36 @@ const FOLLOWING: &str = r#"
 impl Postgres {
     /// Makes a cluster and waits until it answers.
     pub fn start(bin: PathBuf, sync: Sync) -> Self {
-        Self::make(bin, sync, FRESH, Path::new(""))
+        Self::make(bin, sync, FRESH, Path::new(""), PORT)
+    }
+
+    /// The same, listening on a port of loopback as well, with TLS by this certificate and key (PEM files), which anybody may read.
+    pub fn start_encrypted(bin: PathBuf, cert: &Path, key: &Path) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port is free").port();
+        let (cert, key) = (cert.display(), key.display());
+        let tls = format!(
+            "cp '{cert}' data/server.crt && install -m 600 '{key}' data/server.key || exit 1
+             echo 'ssl = on' >>data/postgresql.conf
+             OPTIONS=\"$OPTIONS -c listen_addresses=127.0.0.1\"\n"
+        );
+        Self::make(bin, Sync::Off, &format!("{FRESH}{tls}"), Path::new(""), port)
+    }
+
+    /// The same, speaking German; `None` after saying loudly what is skipped.
+    pub fn start_german() -> Option<Self> {
+        let bin = installed()?;
+        let sources = ["/usr/share/i18n/locales/de_DE", "/usr/share/locale/de/LC_MESSAGES", "/usr/bin/localedef"];
+        if let Some(missing) = sources.iter().find(|source| !Path::new(source).exists()) {
+            eprintln!("SKIPPED: no {missing}; Debian's package locales has what makes a server speak German");
+            return None;
+        }
+        let how = format!("{GERMAN}{FRESH}cat language.conf >>data/postgresql.conf\n");
+        Some(Self::make(bin, Sync::Off, &how, Path::new(""), PORT))
     }
 
     /// A streaming standby of this server, with a folder and a socket of its own; waits until it answers reads.
     pub fn standby(&self) -> Self {
-        Self::make(self.bin.clone(), Sync::Off, FOLLOWING, &self.dir)
+        Self::make(self.bin.clone(), Sync::Off, FOLLOWING, &self.dir, PORT)
     }
 
     /// Of a standby: what is committed becomes visible here so much later, from the next transaction on. Commits that wait already are
@@ -114,7 +150,7 @@ impl Postgres {
         assert_eq!(self.sql("postgres", "SELECT pg_promote()"), "t", "{}", self.log());
     }
 
-    fn make(bin: PathBuf, sync: Sync, how: &str, primary: &Path) -> Self {
+    fn make(bin: PathBuf, sync: Sync, how: &str, primary: &Path, port: u16) -> Self {
         let root = run(Command::new("id").arg("-u")).trim() == "0";
         let dir = tempfile::Builder::new().prefix("qc-pg-").tempdir().expect("a temporary folder").keep();
         if root {
@@ -130,7 +166,7 @@ impl Postgres {
         let serve = r#"
             while read -r order; do
                 wait # one that was killed holds its lock file until it has been waited for
-                "$BIN/postgres" -D data -k "$DIR" $OPTIONS >>server.log 2>&1 &
+                "$BIN/postgres" -D data -k "$DIR" -p "$PORT" $OPTIONS >>server.log 2>&1 &
             done
             [ -f data/postmaster.pid ] && kill -QUIT "$(head -n 1 data/postmaster.pid)"
             wait
@@ -146,13 +182,14 @@ impl Postgres {
             .env("PRIMARY", primary)
             .env("BIN", &bin)
             .env("OPTIONS", options)
+            .env("PORT", port.to_string())
             .env("LC_ALL", "C")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .expect("sh is there");
         let orders = keeper.stdin.take().expect("stdin is piped");
-        let server = Self { bin, dir, keeper: Mutex::new((keeper, Some(orders))), databases: AtomicUsize::default() };
+        let server = Self { bin, dir, port, keeper: Mutex::new((keeper, Some(orders))), databases: AtomicUsize::default() };
         server.start_again();
         server
     }
@@ -163,7 +200,13 @@ impl Postgres {
         let mut orders = keeper.1.as_ref().expect("it is taken only by drop");
         writeln!(orders, "start").expect("the keeper reads");
         let deadline = Instant::now() + Duration::from_secs(60);
-        let ready = || Command::new(self.bin.join("pg_isready")).arg("-q").arg("-h").arg(&self.dir).status().is_ok_and(|s| s.success());
+        let ready = || {
+            Command::new(self.bin.join("pg_isready"))
+                .args(["-q", "-p", &self.port.to_string(), "-h"])
+                .arg(&self.dir)
+                .status()
+                .is_ok_and(|s| s.success())
+        };
         while !ready() {
             let ended = keeper.0.try_wait().expect("the keeper is ours");
             assert!(ended.is_none() && Instant::now() < deadline, "PostgreSQL does not start: {}", self.log());
@@ -195,6 +238,11 @@ impl Postgres {
         ["initdb.log", "server.log"].map(|name| fs::read_to_string(self.dir.join(name)).unwrap_or_default()).join("\n")
     }
 
+    /// Of one that listens on loopback, too.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn socket(&self) -> &Path {
         &self.dir
     }
@@ -207,7 +255,7 @@ impl Postgres {
     /// Runs statements as the superuser; returns what they print, unaligned.
     pub fn sql(&self, database: &str, statements: &str) -> String {
         let mut psql = Command::new(self.bin.join("psql"));
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"])
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-p", &self.port.to_string(), "-h"])
             .arg(&self.dir)
             .args(["-d", database, "-c", statements]);
         run(&mut psql).trim().to_owned()

@@ -24,6 +24,8 @@ pub(super) struct Picture {
     /// Cores everything on this machine uses, this process included.
     pub(super) machine: Option<f64>,
     pub(super) modules: Vec<Seen>,
+    /// What the process stands on and cannot fully use: its name, and why.
+    pub(super) trouble: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -70,6 +72,14 @@ pub struct Bottleneck {
 }
 
 pub(super) fn judge(picture: &Picture) -> Bottleneck {
+    if let Some((name, why)) = &picture.trouble {
+        // Whatever waits, waits for this.
+        return Bottleneck {
+            module: Some(name.clone()),
+            moving_helps: Some(false),
+            sentence: format!("{name} holds the others up: {why}."),
+        };
+    }
     let (Some(process), true) = (picture.process, picture.window_s >= AT_LEAST_S) else {
         return verdict(
             None,
@@ -219,7 +229,7 @@ mod tests {
     }
 
     fn picture(process: f64, modules: Vec<Seen>) -> Picture {
-        Picture { window_s: 30.0, cores: 2.0, process: Some(process), machine: Some(process), modules }
+        Picture { window_s: 30.0, cores: 2.0, process: Some(process), machine: Some(process), modules, trouble: None }
     }
 
     #[track_caller]
@@ -238,6 +248,13 @@ mod tests {
     fn what_was_not_watched_is_not_judged() {
         check(&Picture { window_s: 1.0, ..picture(2.0, vec![seen("audio", 2.0, 900.0)]) }, None, None, "yet");
         check(&Picture { process: None, ..picture(2.0, vec![seen("audio", 2.0, 900.0)]) }, None, None, "yet");
+    }
+
+    #[test]
+    fn what_waits_for_a_full_disk_is_not_put_down_to_the_processor() {
+        let trouble = Some(("record".into(), "its disk is full".into()));
+        let busy = Picture { trouble, ..picture(1.9, vec![seen("audio", 1.7, 400.0)]) };
+        check(&busy, Some("record"), Some(false), "record holds the others up: its disk is full.");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The whole picture in one document: modules, where each runs, how it does there, and what holds the others up.
 
 use super::{
-    Module, Status,
+    Module, ModuleState, Status,
     bottleneck::{self, Bottleneck, Calls, Picture, Seen, Slow},
     memory::ModuleMemory,
     meters::{Hop, Lately, QueueWait},
@@ -101,6 +101,10 @@ impl Topology {
             process: cpu,
             machine: machine_cpu,
             modules: modules.iter().map(|module| seen(module, &routes, lately.as_ref())).collect(),
+            trouble: modules
+                .iter()
+                .find(|load| load.module.state == ModuleState::Degraded)
+                .map(|load| (load.module.name.clone(), load.module.detail.clone())),
         };
         Self {
             process: Process {

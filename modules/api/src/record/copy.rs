@@ -6,15 +6,17 @@
 //!   operator allowed;
 //! - it is done only when every row of both, in key order, has the same checksum.
 //!
-//! Conversations are copied whole: whatever changes below one changes its row, one of its channels' or one of its steps'. The outbox is not copied: it speaks to
-//! listeners of a process that has ended; nor are dead letters: they stay in the file, and are put back (`quickcomm dlq replay`) before it is left.
+//! Conversations are copied whole: whatever changes below one changes its row, one of its channels' or one of its steps'. Dead letters come
+//! along (`letters.rs`). The outbox does not: it speaks to listeners of a process that has ended.
+
+mod letters;
 
 use super::{
-    OpenError,
+    OpenError, bookkeeping,
     database::Database,
     folder::Folder,
     migrations, operate,
-    schema::{analysis_runs, bookkeeping, channels, conversation_tags, conversations, finalize, insights, results, segments},
+    schema::{analysis_runs, channels, conversation_tags, conversations, finalize, insights, results, segments},
     sqlite,
     store::{self, Conn, StoreError, on_conn},
 };
@@ -41,7 +43,6 @@ const ROWS: usize = 500;
 const SLACK: TimeDelta = TimeDelta::seconds(5);
 /// Rounds beside a process that writes; then it should be stopped.
 const MOST_ROUNDS: usize = 5;
-const EVERYONE: &str = "";
 /// In the target: everything that changed before has been copied. In µs since 1970.
 const COPIED_UNTIL: &str = "copied_until";
 
@@ -159,11 +160,9 @@ impl Copying {
 
     /// Until when everything has been copied, and whether there is anything.
     fn standing(&mut self) -> Result<(Option<NaiveDateTime>, bool), StoreError> {
-        on_conn!(&mut self.target, |c: B| {
-            let until: Option<i64> = bookkeeping::table.find((EVERYONE, COPIED_UNTIL)).select(bookkeeping::value).first(c).optional()?;
-            let any: Option<String> = conversations::table.select(conversations::id).first(c).optional()?;
-            Ok((until.and_then(chrono::DateTime::from_timestamp_micros).map(|at| at.naive_utc()), any.is_some()))
-        })
+        let until = bookkeeping::read(&mut self.target, COPIED_UNTIL)?;
+        let any: Option<String> = on_conn!(&mut self.target, |c: B| conversations::table.select(conversations::id).first(c).optional()?);
+        Ok((until.and_then(chrono::DateTime::from_timestamp_micros).map(|at| at.naive_utc()), any.is_some()))
     }
 
     /// Copies what has changed since the last time. Returns how many conversations that were.
@@ -179,23 +178,11 @@ impl Copying {
             rows.write(&mut self.target, page)?;
             store::commit(&mut self.target)?;
         }
+        letters::catch_up(&mut self.source, &mut self.target, since, give_up)?;
         if !changed.is_empty() {
             self.took_per_conversation = began.elapsed() / changed.len() as u32;
         }
-        let value = now.and_utc().timestamp_micros();
-        on_conn!(&mut self.target, |c: B| {
-            diesel::insert_into(bookkeeping::table)
-                .values((
-                    bookkeeping::tenant_id.eq(EVERYONE),
-                    bookkeeping::name.eq(COPIED_UNTIL),
-                    bookkeeping::value.eq(value),
-                    bookkeeping::updated_at.eq(now),
-                ))
-                .on_conflict((bookkeeping::tenant_id, bookkeeping::name))
-                .do_update()
-                .set((bookkeeping::value.eq(value), bookkeeping::updated_at.eq(now)))
-                .execute(c)?
-        });
+        bookkeeping::note(&mut self.target, COPIED_UNTIL, now.and_utc().timestamp_micros())?;
         if let Conn::Postgres(c) = &mut self.target {
             let c: &mut super::postgres::PgConn = c;
             // New rows are numbered after the copied ones.
@@ -231,6 +218,7 @@ impl Copying {
             digest.update(ours);
             rows += from.count();
         }
+        rows += letters::compare(&mut self.source, &mut self.target, &mut digest, until)?;
         Ok((rows, hex::encode(digest.finalize())))
     }
 }

@@ -17,7 +17,8 @@ pub(super) struct Database {
     server: RwLock<Option<Server>>,
     /// Rises when whatever writes has been connected anew: readers then look where the database is, too.
     turns: AtomicU64,
-    replica: Option<Server>,
+    /// The standby that takes reads; replaced likewise.
+    replica: RwLock<Option<Server>>,
 }
 
 /// What a connection is for.
@@ -56,11 +57,11 @@ impl Database {
         let wrong = |server: &'static str| move |reason| OpenError::Server { server: server.into(), reason };
         let server = Server::of(settings).map_err(wrong("api.record.url"))?;
         let replica = Server::replica(settings).map_err(wrong("api.record.replica_url"))?;
-        Ok(Self { folder: Folder::take(data)?, server: RwLock::new(server), turns: AtomicU64::new(0), replica })
+        Ok(Self { folder: Folder::take(data)?, server: RwLock::new(server), turns: AtomicU64::new(0), replica: RwLock::new(replica) })
     }
 
     pub(super) fn connect(&self, purpose: Use) -> Result<Conn, String> {
-        let server = if purpose == Use::Following { self.replica.clone() } else { self.server() };
+        let server = if purpose == Use::Following { self.replica() } else { self.server() };
         let Some(server) = server else { return Ok(Conn::Sqlite(sqlite::connect(&self.folder, purpose)?)) };
         let conn = server.connect(purpose)?;
         if matches!(purpose, Use::Writing | Use::Relaying) {
@@ -133,7 +134,15 @@ impl Database {
         match &*self.server.read() {
             // Where the damage is in what says which tables there are, nothing can be looked through.
             None if reason.contains("malformed") => OpenError::Damaged { path: self.folder.database(), findings: reason },
-            None => OpenError::Database { path: self.folder.database(), reason },
+            None => {
+                let reason = match self.folder.try_disk() {
+                    Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                        format!("the disk that holds the record is full ({reason}): make room there")
+                    }
+                    _ => reason,
+                };
+                OpenError::Database { path: self.folder.database(), reason }
+            }
             Some(server) => OpenError::Server { server: server.to_string(), reason },
         }
     }
@@ -150,8 +159,17 @@ impl Database {
         self.server.read().clone()
     }
 
-    pub(super) fn replica(&self) -> Option<&Server> {
-        self.replica.as_ref()
+    pub(super) fn replica(&self) -> Option<Server> {
+        self.replica.read().clone()
+    }
+
+    /// The standby that takes reads from now on.
+    ///
+    /// # Errors
+    /// What is wrong with the address.
+    pub(super) fn follow(&self, settings: &RecordSettings) -> Result<(), String> {
+        *self.replica.write() = Server::replica(settings)?;
+        Ok(())
     }
 
     pub(super) fn is_shared(&self) -> bool {

@@ -12,6 +12,8 @@ use std::{
 
 /// What stands in the lock file after a stop in good order.
 const STOPPED: &str = "stopped";
+/// What a record needs before it can begin: its log, and who reads where in it.
+const TRIED_BYTES: usize = 256 << 10;
 
 pub(super) struct Folder {
     path: PathBuf,
@@ -54,6 +56,14 @@ impl Folder {
         }
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = lock.unlock(); // it goes with the process in any case
+    }
+
+    /// What the disk says to a file of this size. SQLite calls a full one by several names.
+    pub(super) fn try_disk(&self) -> io::Result<()> {
+        let path = self.path.join("probe");
+        let wrote = fs::write(&path, [0; TRIED_BYTES]);
+        let removed = fs::remove_file(&path);
+        wrote.and(removed)
     }
 
     fn say(&self, text: &str) -> io::Result<()> {

@@ -8,6 +8,7 @@
 //!
 //! Deliberately absent: sockets, models, audio. Only this folder names diesel and the databases' drivers.
 
+mod bookkeeping;
 mod commit;
 mod contract;
 mod conversations;
@@ -37,13 +38,15 @@ mod store;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transcript;
+mod trouble;
 mod writer;
 
 use crate::settings::{RecordSettings, Settings};
 use chrono::{DateTime, Utc};
 use contracts::{
-    CallError, ConversationId, InsightId, TenantId,
+    CallCx, CallError, ConversationId, InsightId, TenantId,
     audio::Role,
     conversation::{ConversationState, RecordEvent},
     inference::Task,
@@ -71,7 +74,7 @@ use std::{
     sync::Arc,
 };
 pub use talk::talk_metrics;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use writer::{Effects, Writer};
@@ -184,12 +187,32 @@ pub enum OpenError {
 
 /// What is wrong with the addresses of the record's databases, if anything, and which setting; they are not tried.
 pub(crate) fn check_addresses(settings: &RecordSettings) -> Result<(), (&'static str, String)> {
-    let primary = postgres::Server::of(settings).map_err(|problem| ("url", problem))?;
-    match postgres::Server::replica(settings).map_err(|problem| ("replica_url", problem))? {
-        Some(_) if primary.is_none() => Err(("replica_url", "there is no server it could follow; expected api.record.url, too".into())),
-        _ => Ok(()),
+    if let Some(ca) = &settings.ca {
+        tls::Tls::with(Some(ca)).map_err(|problem| ("ca", problem))?;
     }
+    let primary = postgres::Server::of(settings).map_err(|problem| ("url", problem))?;
+    let replica = postgres::Server::replica(settings).map_err(|problem| ("replica_url", problem))?;
+    if replica.is_some() && primary.is_none() {
+        return Err(("replica_url", "there is no server it could follow; expected api.record.url, too".into()));
+    }
+    if settings.ca.is_some() && ![&primary, &replica].into_iter().flatten().any(postgres::Server::is_encrypted) {
+        return Err(("ca", "no address asks for TLS, so nobody would be checked; expected ?sslmode=verify-full in api.record.url".into()));
+    }
+    Ok(())
 }
+
+/// How the record does, for an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Serving,
+    /// It can be read; why nothing can be stored.
+    TakesNoWrites(String),
+    /// Why it does not answer.
+    Silent(String),
+}
+
+/// For a write that only finds out whether it can be done.
+const PROBE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// The record of this process. Also the contract [`contracts::Conversations`].
 pub struct Record {
@@ -199,7 +222,8 @@ pub struct Record {
     commits: Arc<Commits>,
     database: Arc<Database>,
     readers: Readers,
-    replica: Option<Replica>,
+    /// The standby that takes reads, if there is one now.
+    replica: watch::Sender<Option<Arc<Replica>>>,
     /// One connection of its own, which holds the lock of who announces.
     relay: Readers,
     writer: Writer,
@@ -230,7 +254,7 @@ impl Record {
         let commits = Arc::new(Commits::new());
         let readers = Readers::start(&database, Use::Reading, settings.readers, &commits).map_err(failed)?;
         let relay = Readers::start(&database, Use::Relaying, 1, &commits).map_err(failed)?;
-        let replica = database.replica().cloned().map(Replica::new);
+        let replica = watch::Sender::new(database.replica().map(Replica::new));
         let announcer = Arc::new(Announcer::default());
         let (told, voiding, counting, shared) = (announcer.clone(), cache.clone(), commits.clone(), database.is_shared());
         let aftermath = Box::new(move |effects: Effects| {
@@ -275,17 +299,40 @@ impl Record {
         self.database.readdress(settings)
     }
 
+    /// Reads that may be behind go to the standby that these settings name, from now on; none: to the primary.
+    ///
+    /// # Errors
+    /// What is wrong with the address, without its password.
+    pub fn read_from(&self, settings: &RecordSettings) -> Result<(), String> {
+        self.database.follow(settings)?;
+        self.replica.send_replace(self.database.replica().map(Replica::new));
+        Ok(())
+    }
+
+    fn replica(&self) -> Option<Arc<Replica>> {
+        self.replica.borrow().clone()
+    }
+
     /// The server that other processes share, without its password; `None` for a file of this process.
     pub fn shared_at(&self) -> Option<String> {
         self.database.is_shared().then(|| self.database.name())
     }
 
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// Why it does not.
-    pub async fn probe(&self) -> Result<(), CallError> {
-        self.readers.read("probe", |_| Ok(())).await
+    /// Whether the database answers and takes writes. Where the last write failed a while ago, one is tried.
+    pub async fn probe(&self) -> Standing {
+        if let Err(silent) = self.readers.read("probe", |_| Ok(())).await {
+            return Standing::Silent(silent.to_string());
+        }
+        if self.writer.trouble.wants_a_try() {
+            let try_it = |conn: &mut store::Conn, _: &mut Effects| bookkeeping::note(conn, "probe", 0);
+            let _ = self.writer.ask(&CallCx::new(PROBE), 1, try_it).await; // the writer remembers how it ended
+        }
+        self.writer.trouble.now().map_or(Standing::Serving, Standing::TakesNoWrites)
+    }
+
+    /// The file, or the server without its password.
+    pub fn name(&self) -> String {
+        self.database.name()
     }
 
     /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.
@@ -333,7 +380,7 @@ impl Record {
         at_least: Option<Mark>,
         query: impl FnOnce(&mut store::Conn) -> Result<T, store::StoreError> + Clone + Send + 'static,
     ) -> Result<(Stamp, T), CallError> {
-        if let Some(replica) = &self.replica
+        if let Some(replica) = self.replica()
             && let Some(readers) = replica.readers_for(at_least).await
         {
             match readers.read_stamped(name, query.clone()).await {

@@ -13,7 +13,7 @@ use super::{
 };
 pub use super::{
     copy::{Copied, Progress, copy},
-    relocate::{Passed, Relocated, Stage, abort as abort_relocation, relocate},
+    relocate::{Passed, Plan, Relocated, Stage, abort as abort_relocation, relocate},
 };
 use crate::settings::RecordSettings;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,15 @@ fn of_file(data: &Path, reason: String) -> OpenError {
 /// What is wrong with the address.
 pub fn hosts(settings: &RecordSettings) -> Result<Vec<String>, OpenError> {
     Ok(server(settings)?.map(|server| server.addresses()).unwrap_or_default())
+}
+
+/// The host of the replica that servers with these settings read from; none where they name none.
+///
+/// # Errors
+/// What is wrong with the address.
+pub fn replica_hosts(settings: &RecordSettings) -> Result<Vec<String>, OpenError> {
+    let replica = Server::replica(settings).map_err(|reason| OpenError::Server { server: "api.record.replica_url".into(), reason })?;
+    Ok(replica.map(|server| server.addresses()).unwrap_or_default())
 }
 
 /// On a thread that may block.

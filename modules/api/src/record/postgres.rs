@@ -12,7 +12,7 @@
 //! The driver is asynchronous (no C library to install); each connection has a small runtime of its own, driven by the thread that asks, so a
 //! statement costs no hop between threads.
 
-use super::database::Use;
+use super::{database::Use, tls::Tls};
 use crate::{
     metrics as names,
     settings::{DatabaseUrl, RecordSettings},
@@ -40,7 +40,7 @@ use std::{
 };
 use tokio::{runtime::Runtime, task::AbortHandle};
 use tokio_postgres::{
-    Config, NoTls,
+    Config,
     config::{Host, SslMode, TargetSessionAttrs},
     error::SqlState,
 };
@@ -76,6 +76,7 @@ const TABLES: [&str; 11] = [
 #[derive(Clone)]
 pub(super) struct Server {
     config: Config,
+    tls: Tls,
     deadline: Duration,
     met: Arc<Met>,
 }
@@ -127,6 +128,11 @@ impl Server {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(format!("this is no address of a PostgreSQL server; {EXPECTED}"));
         }
+        // The name is checked whenever a certificate is, which the driver has no word for.
+        let url = url.replace("sslmode=verify-full", "sslmode=require");
+        if url.contains("sslmode=verify-ca") {
+            return Err("sslmode=verify-ca leaves open which server answers; expected verify-full".into());
+        }
         let mut config: Config = url.parse().map_err(|e: tokio_postgres::Error| {
             let source = e.source().map(|s| format!(": {s}")).unwrap_or_default();
             format!("it cannot be read ({e}{source}); {EXPECTED}")
@@ -145,15 +151,18 @@ impl Server {
         {
             return Err(format!("{far} is not on this machine and no password is given; expected one off loopback"));
         }
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err("sslmode=require is asked for, and this release speaks to PostgreSQL without TLS; expected a tunnel or a private \
-                        network, and sslmode=prefer"
-                .into());
-        }
+        let ca = settings.ca.as_deref();
+        let tls = match config.get_ssl_mode() {
+            SslMode::Require => Tls::with(ca)?,
+            _ => {
+                config.ssl_mode(SslMode::Disable); // with a certificate that nobody checks it would only look safe
+                Tls::unused()
+            }
+        };
         let deadline = Duration::from_millis(settings.deadline_ms);
         let each = deadline / config.get_hosts().len().max(1) as u32;
         config.application_name("quickcomm").connect_timeout(each).tcp_user_timeout(deadline).keepalives_idle(Duration::from_secs(10));
-        Ok(Some(Self { config, deadline, met: Arc::default() }))
+        Ok(Some(Self { config, tls, deadline, met: Arc::default() }))
     }
 
     /// # Errors
@@ -225,7 +234,7 @@ impl Server {
         let config = purpose.named(config);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let (client, driver) = runtime.block_on(async {
-            let connecting = tokio::time::timeout(self.deadline, config.connect(NoTls));
+            let connecting = tokio::time::timeout(self.deadline, config.connect(self.tls.clone()));
             let (client, connection) = match connecting.await {
                 Ok(Ok(connected)) => connected,
                 Ok(Err(error)) => return Err(self.explain(&error)),
@@ -249,18 +258,23 @@ impl Server {
         let mut conn = PgConn::from(inner);
         conn.batch_execute(&self.session(purpose, limit)).map_err(|e| e.to_string())?;
         if purpose == Use::Writing {
-            if !ask(&mut conn, "current_setting('lc_messages') ~* '^(c|posix|en|$)'")? {
-                let user = self.config.get_user().unwrap_or_default();
-                tracing::warn!(
-                    server = %self,
-                    "it speaks another language than English, so some of its errors are taken for others: as a superuser, \
-                     `ALTER ROLE {user} SET lc_messages = 'C'`"
-                );
-            }
+            self.check_language(&mut conn)?;
             process.store(number(&mut conn, "SELECT pg_backend_pid() AS number")?, Ordering::SeqCst);
             self.after_giving_up(&mut conn)?;
         }
         Ok(conn)
+    }
+
+    /// Another language would turn a full disk, a deadlock and a server that stops into errors that nobody knows.
+    fn check_language(&self, conn: &mut PgConn) -> Result<(), String> {
+        if ask(conn, "current_setting('lc_messages') ~* '^(c|posix|en|$)'")? {
+            return Ok(());
+        }
+        let user = self.config.get_user().unwrap_or_default();
+        Err(format!(
+            "it speaks another language than English to {user}, whose errors cannot be told apart; as a superuser: \
+             `GRANT SET ON PARAMETER lc_messages TO \"{user}\"`, or `ALTER ROLE \"{user}\" SET lc_messages = 'C'`"
+        ))
     }
 
     /// Ends what was not waited for, so that the same can be done again; and where it waited for a standby that is away, waits no more.
@@ -310,7 +324,7 @@ impl Server {
         if config.get_hosts().len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite); // of a pair, the one that is the primary now
         }
-        match tokio::time::timeout(self.deadline, config.connect(NoTls)).await {
+        match tokio::time::timeout(self.deadline, config.connect(self.tls.clone())).await {
             Ok(Ok((client, connection))) => {
                 tokio::spawn(connection);
                 Ok(client)
@@ -337,9 +351,15 @@ impl Server {
         set
     }
 
-    /// Where it has one host.
-    pub(super) fn alone(&self) -> Option<Config> {
-        Some(self.hosts()).filter(|hosts| hosts.len() == 1)?.pop()
+    /// Where it has one host: how to reach it.
+    pub(super) fn alone(&self) -> Option<(Config, Tls)> {
+        let host = Some(self.hosts()).filter(|hosts| hosts.len() == 1)?.pop()?;
+        Some((host, self.tls.clone()))
+    }
+
+    /// Its address asks for TLS.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.config.get_ssl_mode() == SslMode::Require
     }
 
     /// As `HOST:PORT`, or the folder of a socket.
@@ -354,6 +374,9 @@ impl Server {
 
     /// In the server's words, or the line's.
     pub(super) fn said(error: &tokio_postgres::Error) -> String {
+        if let Some(complaint) = Tls::complaint(error) {
+            return format!("TLS with it came to nothing: {complaint}");
+        }
         let said = error.as_db_error().map(|e| e.message().to_owned());
         said.or_else(|| error.source().map(ToString::to_string)).unwrap_or_else(|| error.to_string())
     }
@@ -362,9 +385,19 @@ impl Server {
         let said = Self::said(error);
         let (user, database) = (self.config.get_user().unwrap_or_default(), self.config.get_dbname().unwrap_or_default());
         let todo = match error.code() {
+            None if Tls::complaint(error).is_some() => {
+                "is its certificate from an authority in api.record.ca, and does it hold the host's name as it stands in the address?"
+                    .into()
+            }
+            None if said.contains("password missing") => format!("it asks {user} for one; expected postgres://{user}:PASSWORD@…"),
+            None if said.contains("does not support TLS") => {
+                "sslmode asks for it: turn it on there (`ssl = on`); on a socket it is not spoken".into()
+            }
             Some(code) if *code == SqlState::INVALID_PASSWORD => format!("is the password of {user} in api.record.url right?"),
             Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-                format!("does {user} exist there, and does pg_hba.conf let it in from here?")
+                format!(
+                    "does {user} exist there, and does pg_hba.conf let it in from here, and without TLS if sslmode does not ask for it?"
+                )
             }
             Some(code) if *code == SqlState::INVALID_CATALOG_NAME => {
                 format!("make it with `createdb --owner {user} {database}`, then `quickcomm db migrate`")
@@ -440,7 +473,8 @@ impl About {
     }
 }
 
-/// Some errors are told apart by the server's words, because diesel passes no code on. Not every user may choose their language.
+/// Some errors are told apart by the server's words, because diesel passes no code on. Not every user may choose their language; one to whom
+/// the server then speaks another is refused ([`Server::check_language`]).
 const ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN NULL; END $$;";
 
 /// Whoever asks sees it of other users' connections only as a member of pg_monitor.

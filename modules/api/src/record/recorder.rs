@@ -266,10 +266,11 @@ impl<'a> Source<'a> {
     }
 
     pub(super) async fn ack(&mut self, ids: &[EntryId]) {
+        if ids.is_empty() {
+            return;
+        }
         self.pause = FIRST_PAUSE;
-        if !ids.is_empty()
-            && let Err(error) = self.consumer.ack(ids).await
-        {
+        if let Err(error) = self.consumer.ack(ids).await {
             // They come again, and are found to be duplicates.
             debug!(stream = self.stream, %error, "entries could not be acknowledged");
         }

@@ -1,7 +1,7 @@
 //! The record's PostgreSQL moves from its primary to a standby that follows it, while processes write and read.
 //!
-//! Four steps, each with precheck, go, verify and abort: *replication* (the standby follows closely), *reads* (it answers as the primary does),
-//! *writes* (the primary takes none any more, and the standby has all there are), *promote* (the standby is the primary).
+//! Four steps, each with precheck, go, verify and abort: *replication* (the standby follows closely), *reads* (it answers as the primary does, and
+//! servers read there where their `replica_url` says so), *writes* (the primary takes none any more, and the standby has all there are), *promote* (the standby is the primary).
 //!
 //! Invariants:
 //! - up to promotion whatever fails is undone, and writes go on where they were;
@@ -11,13 +11,14 @@
 //! The standby is a streaming one, so sequences, the outbox's order and everything else come along as they are. Deliberately absent: making it
 //! (`pg_basebackup`), and taking the old primary down.
 
-use super::{OpenError, database::READER, operate, postgres::Server};
+use super::{OpenError, database::READER, operate, postgres::Server, tls::Tls};
 use crate::settings::{DatabaseUrl, RecordSettings};
 use std::{
     fmt,
+    path::PathBuf,
     time::{Duration, Instant},
 };
-use tokio_postgres::{Client, NoTls, types::FromSql};
+use tokio_postgres::{Client, types::FromSql};
 
 /// WAL that a standby may lack before writes are stopped for it, in bytes.
 const CLOSE: i64 = 1 << 20;
@@ -28,6 +29,8 @@ const FOLLOWS_WITHIN: Duration = Duration::from_secs(600);
 const LEAVES_WITHIN: Duration = Duration::from_secs(10);
 /// Every process asks for changes more often than this, and so finds the new primary.
 const FOUND_WITHIN: Duration = Duration::from_secs(1);
+/// For servers that have just been told of their replica.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Rows younger than this may be on their way while both are compared.
 const SETTLED: &str = "interval '2 seconds'";
 const FENCE: &str = "default_transaction_read_only";
@@ -74,34 +77,43 @@ pub enum Relocated {
 struct End {
     client: Client,
     config: tokio_postgres::Config,
+    tls: Tls,
     name: String,
 }
 
 /// Why a step was not done.
 type Failed = String;
 
-/// Goes through the steps up to `until`. `pause`: how long nobody may be able to write.
+/// How far a move goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The last step to take.
+    pub until: Stage,
+    /// How long nobody may be able to write.
+    pub pause: Duration,
+    /// The settings of servers name the standby as their replica: the step of reads waits until they read there.
+    pub reads_there: bool,
+    /// As in the settings of the record.
+    pub ca: Option<PathBuf>,
+}
+
+/// Goes through the steps of the plan.
 ///
 /// # Errors
 /// What stands in the way; then everything is as it was, unless it says otherwise.
-pub async fn relocate(
-    from: &DatabaseUrl,
-    to: &DatabaseUrl,
-    until: Stage,
-    pause: Duration,
-    mut tell: impl FnMut(Passed),
-) -> Result<Relocated, OpenError> {
-    let (from, to) = (End::reach(from, "the primary").await?, End::reach(to, "the standby").await?);
-    let moving = Moving { from, to, pause };
-    moving.run(until, &mut tell).await.map_err(|reason| OpenError::Server { server: moving.to.name.clone(), reason })
+pub async fn relocate(from: &DatabaseUrl, to: &DatabaseUrl, plan: Plan, mut tell: impl FnMut(Passed)) -> Result<Relocated, OpenError> {
+    let ca = plan.ca.as_ref();
+    let (from, to) = (End::reach(from, "the primary", ca).await?, End::reach(to, "the standby", ca).await?);
+    let moving = Moving { from, to, pause: plan.pause };
+    moving.run(plan, &mut tell).await.map_err(|reason| OpenError::Server { server: moving.to.name.clone(), reason })
 }
 
 /// Opens the primary again after a move that was cut off in its pause.
 ///
 /// # Errors
 /// The standby has been promoted, or nobody can tell: then the primary stays as it is.
-pub async fn abort(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<(), OpenError> {
-    let (from, to) = (End::reach(from, "the primary").await?, End::reach(to, "the standby").await?);
+pub async fn abort(from: &DatabaseUrl, to: &DatabaseUrl, ca: Option<&PathBuf>) -> Result<(), OpenError> {
+    let (from, to) = (End::reach(from, "the primary", ca).await?, End::reach(to, "the standby", ca).await?);
     let moving = Moving { from, to, pause: Duration::ZERO };
     let reopened = async {
         if !moving.to.one::<bool>("SELECT pg_is_in_recovery()").await? {
@@ -119,7 +131,8 @@ struct Moving {
 }
 
 impl Moving {
-    async fn run(&self, until: Stage, tell: &mut impl FnMut(Passed)) -> Result<Relocated, Failed> {
+    async fn run(&self, plan: Plan, tell: &mut impl FnMut(Passed)) -> Result<Relocated, Failed> {
+        let until = plan.until;
         let mut passed = |stage: Stage, what: String| tell(Passed { stage, what });
         self.check_pair().await?;
         let lag = self.follow().await?;
@@ -128,7 +141,11 @@ impl Moving {
             return Ok(Relocated::Ready { pause: None });
         }
         let rows = self.answers_alike().await?;
-        passed(Stage::Reads, format!("it answers as the primary does; {rows} rows compared"));
+        let readers = match self.readers(plan.reads_there).await? {
+            0 => "no server reads there, because api.record.replica_url names none".to_owned(),
+            readers => format!("servers read there by {readers} connections"),
+        };
+        passed(Stage::Reads, format!("it answers as the primary does; {rows} rows compared; {readers}"));
         if until == Stage::Reads {
             return Ok(Relocated::Ready { pause: None });
         }
@@ -226,7 +243,27 @@ impl Moving {
         Ok(())
     }
 
-    /// The step of reads: what has settled reads the same on both. Nothing is switched: whoever reads there does so by its own settings.
+    /// Verify of reads: connections of servers that read there. Their go is `replica_url` in the file that running servers read again.
+    async fn readers(&self, expected: bool) -> Result<i64, Failed> {
+        let there =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name = '{READER}'");
+        let until = Instant::now() + READ_WITHIN;
+        loop {
+            match self.to.one::<i64>(&there).await? {
+                0 if expected && Instant::now() >= until => {
+                    return Err(format!(
+                        "api.record.replica_url names it, and no server reads there after {} s: do they run with this configuration, and \
+                         does it let them in?",
+                        READ_WITHIN.as_secs()
+                    ));
+                }
+                0 if expected => tokio::time::sleep(Duration::from_millis(50)).await,
+                readers => return Ok(readers),
+            }
+        }
+    }
+
+    /// Precheck of reads: what has settled reads the same on both.
     async fn answers_alike(&self) -> Result<i64, Failed> {
         let until: String = self.from.one(&format!("SELECT ((now() AT TIME ZONE 'UTC') - {SETTLED})::text")).await?;
         let wanted: String = self.from.one("SELECT pg_current_wal_flush_lsn()::text").await?;
@@ -374,31 +411,31 @@ fn in_time(until: Instant, what: &str) -> Result<(), Failed> {
 }
 
 impl End {
-    async fn reach(url: &DatabaseUrl, role: &str) -> Result<Self, OpenError> {
-        let settings = RecordSettings { url: url.clone(), ..RecordSettings::default() };
+    async fn reach(url: &DatabaseUrl, role: &str, ca: Option<&PathBuf>) -> Result<Self, OpenError> {
+        let settings = RecordSettings { url: url.clone(), ca: ca.cloned(), ..RecordSettings::default() };
         let Some(server) = operate::server(&settings)? else {
             return Err(OpenError::Server { server: role.into(), reason: "expected the address of a PostgreSQL server".into() });
         };
         let name = server.to_string();
-        let config = server
+        let (config, tls) = server
             .alone()
             .ok_or_else(|| OpenError::Server { server: name.clone(), reason: format!("expected the address of {role} alone, one host") })?;
-        Self::open(config, name.clone()).await.map_err(|reason| OpenError::Server { server: name, reason })
+        Self::open(config, tls, name.clone()).await.map_err(|reason| OpenError::Server { server: name, reason })
     }
 
-    async fn open(mut config: tokio_postgres::Config, name: String) -> Result<Self, Failed> {
+    async fn open(mut config: tokio_postgres::Config, tls: Tls, name: String) -> Result<Self, Failed> {
         config.application_name("quickcomm move");
-        let (client, connection) = config.connect(NoTls).await.map_err(|e| Server::said(&e))?;
+        let (client, connection) = config.connect(tls.clone()).await.map_err(|e| Server::said(&e))?;
         tokio::spawn(connection); // ends with the client
         client.batch_execute("SET default_transaction_read_only = off; SET lc_messages = 'C'").await.map_err(|e| Server::said(&e))?;
-        Ok(Self { client, config, name })
+        Ok(Self { client, config, tls, name })
     }
 
     /// Another session there, which has the server's settings as they are now.
     async fn again(&self) -> Result<Self, Failed> {
-        let (client, connection) = self.config.connect(NoTls).await.map_err(|e| Server::said(&e))?;
+        let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(|e| Server::said(&e))?;
         tokio::spawn(connection); // ends with the client
-        Ok(Self { client, config: self.config.clone(), name: self.name.clone() })
+        Ok(Self { client, config: self.config.clone(), tls: self.tls.clone(), name: self.name.clone() })
     }
 
     fn failure(&self, error: &tokio_postgres::Error) -> Failed {

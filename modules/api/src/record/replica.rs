@@ -42,8 +42,8 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(server: Server) -> Self {
-        Self { server, readers: RwLock::default(), seen: watch::Sender::new(None) }
+    pub(super) fn new(server: Server) -> Arc<Self> {
+        Arc::new(Self { server, readers: RwLock::default(), seen: watch::Sender::new(None) })
     }
 
     /// The replica's readers, for a read that must have seen this; `None`: ask the primary.
@@ -80,13 +80,26 @@ impl Replica {
     }
 }
 
-/// Asks both servers where they are until `stop`.
+/// Asks both servers where they are until `stop`, whichever replica the settings name by then.
 pub(super) async fn watch(record: &Record, stop: &CancellationToken) {
-    let Some(replica) = &record.replica else { return };
-    let (tell, told) = watch::channel(None);
-    let work = async { tokio::join!(sample_primary(&record.database, tell), sample_replica(record, replica, told)) };
-    tokio::select! { _ = work => {}, () = stop.cancelled() => {} }
-    replica.seen.send_replace(None);
+    let mut named = record.replica.subscribe();
+    loop {
+        let replica = named.borrow_and_update().clone();
+        let work = async {
+            let Some(replica) = &replica else { return std::future::pending().await };
+            let (tell, told) = watch::channel(None);
+            tokio::join!(sample_primary(&record.database, tell), sample_replica(record, replica, told));
+        };
+        let over = tokio::select! { () = work => true, told = named.changed() => told.is_err(), () = stop.cancelled() => true };
+        if let Some(replica) = replica {
+            replica.seen.send_replace(None);
+            // Its threads are waited for.
+            let _ = tokio::task::spawn_blocking(move || drop(replica)).await;
+        }
+        if over {
+            return;
+        }
+    }
 }
 
 /// Where the primary was when it was asked.

@@ -13,6 +13,7 @@ use super::{
     database::{Database, Use},
     insights::Recorded,
     store::{self, Conn, StoreError},
+    trouble::Trouble,
 };
 use crate::{metrics as names, settings::RecordSettings};
 use contracts::{
@@ -144,6 +145,7 @@ pub(super) struct Writer {
     orders: mpsc::Sender<Order>,
     /// True, or its sender gone, when the thread has ended.
     ended: watch::Receiver<bool>,
+    pub(super) trouble: Arc<Trouble>,
 }
 
 impl Writer {
@@ -151,15 +153,15 @@ impl Writer {
         let (orders, queue) = mpsc::channel(settings.queue);
         let (end, ended) = watch::channel(false);
         let group = Group { rows: settings.group_rows, time: Duration::from_millis(settings.group_ms) };
+        let trouble: Arc<Trouble> = Arc::default();
+        let found = trouble.clone();
         thread::Builder::new().name("record-write".into()).spawn(move || {
-            write(
-                Line { conn, database: &database, aftermath: &aftermath, spent: false, down: None, looked: Instant::now() },
-                queue,
-                group,
-            );
+            let (looked, trouble) = (Instant::now(), &*found);
+            let line = Line { conn, database: &database, aftermath: &aftermath, trouble, spent: false, down: None, looked };
+            write(line, queue, group);
             end.send_replace(true);
         })?;
-        Ok(Self { orders, ended })
+        Ok(Self { orders, ended, trouble })
     }
 
     /// Runs `query` in the next transaction; `rows` is about how much it writes. It may run twice, after a rollback in between.
@@ -256,6 +258,7 @@ struct Line<'a> {
     conn: Conn,
     database: &'a Database,
     aftermath: &'a Aftermath,
+    trouble: &'a Trouble,
     /// It is not to be used any more: its server takes no writes.
     spent: bool,
     /// Since when there is no connection, and when the last attempt to get one was made.
@@ -275,7 +278,7 @@ impl Line<'_> {
                 group.push(work);
             }
             let served = group.len();
-            fail(group, error);
+            self.fail(group, error.into());
             return served;
         }
         let mut effects = Effects::default();
@@ -297,7 +300,7 @@ impl Line<'_> {
                 let lost = self.undo(&failure);
                 if served == 1 && !lost && !failure.may_pass() {
                     // Nobody to spare: what failed once by itself fails again.
-                    fail(group, failure);
+                    self.fail(group, failure);
                 } else {
                     metrics::counter!(names::GROUPS_SPLIT).increment(1);
                     self.serve_apart(group);
@@ -311,7 +314,7 @@ impl Line<'_> {
     fn serve_apart(&mut self, group: Works) {
         let mut group: Works = group.into_iter().filter(|work| !work.is_abandoned()).collect();
         if let Err(error) = self.begin_patiently() {
-            return fail(group, error);
+            return self.fail(group, error.into());
         }
         let mut effects = Effects::default();
         let mut failed: Vec<(usize, Failure)> = vec![];
@@ -340,7 +343,7 @@ impl Line<'_> {
                 for (n, work) in group.into_iter().enumerate() {
                     match failed.next_if(|(m, _)| *m == n) {
                         Some((_, failure)) if failure.may_pass() => again.push(work),
-                        Some((_, failure)) => work.answer(Some(failure.into())),
+                        Some((_, failure)) => self.fail(vec![work], failure),
                         None => kept.push(work),
                     }
                 }
@@ -363,7 +366,7 @@ impl Line<'_> {
             return;
         }
         if let Err(error) = self.begin_patiently() {
-            return work.answer(Some(error.into()));
+            return self.fail(vec![work], error.into());
         }
         let mut effects = Effects::default();
         let ran = guarded(|| work.run(&mut self.conn, &mut effects));
@@ -372,15 +375,27 @@ impl Line<'_> {
             Ok(()) => self.tell(effects, alone),
             Err(failure) => {
                 self.undo(&failure);
-                fail(alone, failure);
+                self.fail(alone, failure);
             }
         }
     }
 
     fn tell(&self, effects: Effects, group: Works) {
+        self.trouble.stored();
         (self.aftermath)(effects);
         for work in group {
             work.answer(None);
+        }
+    }
+
+    fn fail(&self, group: Works, failure: Failure) {
+        let passes = failure.may_pass();
+        let error: CallError = failure.into();
+        if !passes {
+            self.trouble.failed(&error);
+        }
+        for work in group {
+            work.answer(Some(error.clone()));
         }
     }
 
@@ -452,13 +467,6 @@ impl Line<'_> {
                 true
             }
         }
-    }
-}
-
-fn fail(group: Works, failure: impl Into<CallError>) {
-    let error = failure.into();
-    for work in group {
-        work.answer(Some(error.clone()));
     }
 }
 

@@ -214,6 +214,12 @@ impl Ingest {
         Arc::new(move |id| recordings.has(id))
     }
 
+    /// Where recordings are, and why none can be written at the moment; `None`: this process keeps none.
+    pub fn recordings_at(&self) -> Option<(String, Option<String>)> {
+        let recordings = &self.shared.recordings;
+        recordings.are_on().then(|| (recordings.folder().display().to_string(), recordings.trouble()))
+    }
+
     /// Deletes the recording of a conversation, if there is one here. Blocks on the disk.
     pub fn forget_recording(&self) -> Arc<dyn Fn(ConversationId) -> std::io::Result<()> + Send + Sync> {
         let recordings = self.shared.recordings.clone();

@@ -26,7 +26,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -35,6 +34,8 @@ use tracing::{error, warn};
 
 /// Audio that waits for a disk that refuses it; beyond, the oldest is given up and reads as silence.
 const PENDING_BYTES: usize = 8 << 20;
+/// What must fit before a disk that refused audio is trusted again.
+const TRIED_BYTES: usize = 256 << 10;
 
 /// All recordings of this process.
 pub(super) struct Recordings {
@@ -42,8 +43,8 @@ pub(super) struct Recordings {
     /// Whether new conversations are recorded.
     on: bool,
     logs: Mutex<Vec<Weak<ChannelLog>>>,
-    /// The last write failed.
-    failing: AtomicBool,
+    /// Why the last write failed.
+    trouble: Mutex<Option<String>>,
     /// Dropped: the thread ends.
     wake: Mutex<mpsc::Sender<tokio::sync::oneshot::Sender<()>>>,
 }
@@ -95,7 +96,7 @@ impl Recordings {
             folder: data.join("recordings"),
             on,
             logs: Mutex::default(),
-            failing: AtomicBool::new(false),
+            trouble: Mutex::default(),
             wake: Mutex::new(wake),
         });
         let weak = Arc::downgrade(&all);
@@ -121,22 +122,31 @@ impl Recordings {
         self.on
     }
 
-    pub(super) fn are_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+    /// Why nothing can be recorded; `None`: it can.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     fn folder_of(&self, id: ConversationId) -> PathBuf {
         self.folder.join(id.to_string())
     }
 
-    /// Makes the folder and says that the conversation is open, or takes up what an earlier run left.
-    pub(super) fn begin(self: &Arc<Self>, mut meta: Meta) -> io::Result<Recording> {
+    /// Makes the folder and says that the conversation is open, or takes up what an earlier run left. A new one that cannot be begun leaves
+    /// nothing behind.
+    pub(super) fn begin(self: &Arc<Self>, meta: Meta) -> io::Result<Recording> {
         let folder = self.folder_of(meta.id);
-        fs::create_dir_all(&folder)?;
-        if let Some(before) = self.meta(meta.id)? {
-            meta = Meta { state: MetaState::Open, complete: false, ..before };
-        }
-        write_whole(&folder.join("meta.json"), &meta)?;
+        let was_there = folder.exists();
+        let begun = self.say_open(&folder, meta).inspect_err(|error| {
+            if !was_there {
+                let _ = fs::remove_dir_all(&folder); // an empty folder is passed over
+            }
+            self.complain(&folder, error);
+        });
+        let meta = begun?;
         let logs = meta.channels.iter().filter(|_| meta.recorded).map(|channel| {
             let path = folder.join(format!("{}.raw", channel.spec.index));
             let held = fs::metadata(&path).map_or(0, |file| file.len());
@@ -146,6 +156,13 @@ impl Recordings {
         });
         let channels = logs.collect();
         Ok(Recording { all: self.clone(), meta, channels })
+    }
+
+    fn say_open(&self, folder: &Path, meta: Meta) -> io::Result<Meta> {
+        let meta = self.meta(meta.id)?.map_or(meta, |before| Meta { state: MetaState::Open, complete: false, ..before });
+        fs::create_dir_all(folder)?;
+        write_whole(&folder.join("meta.json"), &meta)?;
+        Ok(meta)
     }
 
     /// The sound of a conversation as far as it is written; `None` without recording. Reads the disk.
@@ -237,15 +254,31 @@ impl Recordings {
         if wrote {
             histogram!(names::RECORDING_SECONDS).record(from.elapsed());
         }
-        let was = self.failing.swap(failed.is_some(), Ordering::Relaxed);
-        if let Some((path, error)) = failed {
-            counter!(names::RECORDING_FAILURES).increment(1);
-            if !was {
-                error!(path = %path.display(), %error, "audio cannot be recorded; new callers are refused until it can");
-            }
-        } else if was {
-            warn!("audio can be recorded again");
+        if failed.is_none() && !wrote && self.trouble().is_some() {
+            // Nobody writes, so nobody else would find out that it can be done again.
+            failed = self.try_disk().err().map(|error| (self.folder.clone(), error));
         }
+        match failed {
+            Some((path, error)) => self.complain(&path, &error),
+            None if self.trouble.lock().take().is_some() => warn!("audio can be recorded again"),
+            None => {}
+        }
+    }
+
+    fn complain(&self, path: &Path, error: &io::Error) {
+        counter!(names::RECORDING_FAILURES).increment(1);
+        if self.trouble.lock().replace(error.to_string()).is_none() {
+            error!(path = %path.display(), %error, "audio cannot be recorded; new callers are refused until it can");
+        }
+    }
+
+    /// Writes a few seconds of sound and takes them away again.
+    fn try_disk(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        let path = self.folder.join("probe");
+        let wrote = fs::write(&path, [0; TRIED_BYTES]);
+        let removed = fs::remove_file(&path);
+        wrote.and(removed)
     }
 }
 
@@ -473,11 +506,25 @@ mod tests {
         fs::create_dir(&log.path).unwrap(); // a folder where the file should be
         log.append(frame(0, b"abc"));
         all.flush().await;
-        assert!(all.are_failing());
+        assert!(all.trouble().is_some());
         fs::remove_dir(&log.path).unwrap();
         log.append(frame(3, b"d"));
         all.flush().await;
-        assert!(!all.are_failing());
+        assert_eq!(all.trouble(), None);
         assert_eq!(log.read(SamplePos(0), 9).unwrap(), b"abcd");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_takes_no_new_caller_is_tried_until_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = Recordings::start(folder.path(), true, Duration::from_secs(60)).unwrap();
+        fs::write(all.folder(), "a file where the folder should be").unwrap();
+        assert!(all.begin(meta(Encoding::Mulaw, 1)).is_err() && all.trouble().is_some());
+        all.flush().await;
+        assert!(all.trouble().is_some(), "nothing has changed");
+        fs::remove_file(all.folder()).unwrap();
+        all.flush().await;
+        assert_eq!(all.trouble(), None, "nobody speaks, and it was found out all the same");
+        assert_eq!(fs::read_dir(all.folder()).unwrap().count(), 0);
     }
 }

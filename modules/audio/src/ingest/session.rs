@@ -197,8 +197,8 @@ impl Conversation {
             let after = Retry::After(Duration::from_secs(2));
             return Err(CallError::new(ErrorKind::Unavailable, after, "the server is restarting"));
         }
-        if shared.recordings.are_failing() && begin == Begin::New {
-            return Err(CallError::busy(Duration::from_secs(5), "the disk takes no recordings"));
+        if let (Some(why), Begin::New) = (shared.recordings.trouble(), &begin) {
+            return Err(CallError::busy(Duration::from_secs(5), format!("the disk takes no recordings: {why}")));
         }
         let cx = opening.cx(OPEN_BUDGET);
         let opened = tokio::time::timeout(OPEN_BUDGET, Self::admit(shared, &cx, &opening, &begin)).await;

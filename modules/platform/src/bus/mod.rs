@@ -19,6 +19,7 @@ pub mod suite;
 pub use self::redis::{ConnectError, Lease, Listing, Nodes, Noted, Redis, RegistryAway};
 pub use memory::Memory;
 pub use metrics::describe as describe_metrics;
+pub(crate) use settings::check_ca;
 pub use settings::{Kind, Settings, Url};
 
 use async_trait::async_trait;

@@ -6,7 +6,7 @@
 //! - What Redis refuses for want of memory, or because readers are behind, is a typed error; nothing is dropped here.
 //! - Every step that must not be seen half done is one script (`scripts.rs`).
 //!
-//! Redis 7.0 is enough. Deliberately absent: Redis Cluster, TLS.
+//! Redis 7.0 is enough. Deliberately absent: Redis Cluster, certificates of clients.
 
 mod consumer;
 pub(crate) mod link;

@@ -1,7 +1,12 @@
 //! `[bus]`: which bus a process stands on, and how.
 
 use serde::{Deserialize, Serialize, Serializer};
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -9,8 +14,10 @@ pub struct Settings {
     /// `memory`: within this process; `redis`: shared by every process with the same `url`. Default: memory
     pub kind: Kind,
     /// Of Redis 7.0 or later, such as `redis://127.0.0.1:6379` or `redis://user:password@10.0.0.5:6379/0`; off loopback only with a
-    /// password. Default: none
+    /// password. `rediss://` is the same over TLS. Default: none
     pub url: Option<Url>,
+    /// PEM file of the authorities that its certificate must come from, for `rediss://`. Default: those of this machine
+    pub ca: Option<PathBuf>,
     /// Connections for writing, acknowledging and looking up. 1 to 256, default 4.
     pub write_connections: usize,
     /// Connections that wait for entries, one for each stream that this process reads. 1 to 256, default 8.
@@ -40,6 +47,7 @@ impl Default for Settings {
         Self {
             kind: Kind::Memory,
             url: None,
+            ca: None,
             write_connections: 4,
             read_connections: 8,
             call_ms: 1_000,
@@ -65,11 +73,23 @@ impl Settings {
         within("lease_ms", self.lease_ms, 600, 14_000)?;
         within("capacity", self.capacity as u64, 1, 10_000_000)?;
         within("keep", self.keep as u64, 0, 1_000_000)?;
+        check_ca(self.ca.as_deref(), self.url.as_ref())?;
         match (self.kind, &self.url) {
             (Kind::Redis, None) => Err("url: none given; kind = \"redis\" expects one such as \"redis://127.0.0.1:6379\"".into()),
             (Kind::Redis, Some(url)) => url.check_trust("read and write every conversation"),
             _ => Ok(()),
         }
+    }
+}
+
+/// # Errors
+/// A file of authorities for nobody.
+pub(crate) fn check_ca(ca: Option<&Path>, url: Option<&Url>) -> Result<(), String> {
+    match ca {
+        Some(ca) if !url.is_some_and(Url::is_encrypted) => {
+            Err(format!("ca: {} would vouch for nobody, because url asks for no TLS; expected rediss://host:port there", ca.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -94,6 +114,11 @@ impl Url {
             "url: {self} is not on this machine and has no password: whoever reaches it could {danger}; \
              expected redis://user:password@host:port"
         ))
+    }
+
+    /// Over TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.0.starts_with("rediss:")
     }
 
     fn after_scheme(&self) -> &str {
@@ -127,7 +152,7 @@ impl TryFrom<String> for Url {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let url = Self(text);
-        let known = ["redis://", "unix://", "redis+unix://"].iter().any(|scheme| url.0.starts_with(scheme));
+        let known = ["redis://", "rediss://", "unix://", "redis+unix://"].iter().any(|scheme| url.0.starts_with(scheme));
         if known { Ok(url) } else { Err(format!("{url} is no address of a Redis: expected redis://host:port or unix:///path")) }
     }
 }
@@ -170,10 +195,21 @@ mod tests {
             redis(here).check().unwrap();
         }
         redis("redis://u:secret@10.0.0.5:6379").check().unwrap();
-        for open in ["redis://10.0.0.5:6379", "redis://cache.example", "redis://u:@10.0.0.5", "redis://u@10.0.0.5"] {
+        redis("rediss://u:secret@10.0.0.5:6379").check().unwrap();
+        for open in
+            ["redis://10.0.0.5:6379", "rediss://10.0.0.5:6379", "redis://cache.example", "redis://u:@10.0.0.5", "redis://u@10.0.0.5"]
+        {
             let refused = redis(open).check().unwrap_err();
             assert!(refused.contains("no password") && refused.contains("expected redis://"), "{refused}");
         }
+    }
+
+    #[test]
+    fn an_authority_that_would_vouch_for_nobody_is_refused() {
+        let with = |url: &str| Settings { ca: Some("ca.pem".into()), ..redis(url) };
+        with("rediss://127.0.0.1:6379").check().unwrap();
+        let refused = with("redis://127.0.0.1:6379").check().unwrap_err();
+        assert!(refused.contains("ca.pem") && refused.contains("expected rediss://"), "{refused}");
     }
 
     #[test]

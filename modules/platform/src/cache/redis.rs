@@ -123,6 +123,7 @@ impl Redis {
                 let own = bus::Settings {
                     kind: bus::Kind::Redis,
                     url: settings.url.clone(),
+                    ca: settings.ca.clone(),
                     write_connections: settings.connections,
                     // What is slower than that counts as away; making a connection may take longer.
                     call_ms: settings.call_ms.max(1_000),

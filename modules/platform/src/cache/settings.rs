@@ -2,6 +2,7 @@
 
 use crate::bus;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -12,6 +13,8 @@ pub struct Settings {
     /// Of Redis 7.0 or later, best one of its own with `maxmemory-policy allkeys-lru`; off loopback only with a password. Default: the
     /// bus's.
     pub url: Option<bus::Url>,
+    /// PEM file of the authorities that its certificate must come from, where `url` is `rediss://…`. Default: those of this machine
+    pub ca: Option<PathBuf>,
     /// Connections, where it is not the bus's Redis. 1 to 256, default 4.
     pub connections: usize,
     /// What a call of Redis may take, in ms; then the database is read. 5 to 10000, default 100.
@@ -40,6 +43,7 @@ impl Default for Settings {
         Self {
             kind: Kind::Memory,
             url: None,
+            ca: None,
             connections: 4,
             call_ms: 100,
             memory_mb: 64,
@@ -63,6 +67,7 @@ impl Settings {
         within("first_level_mb", self.first_level_mb as u64, 1, 65_536)?;
         within("first_level_ms", self.first_level_ms, 0, 5_000)?;
         within("loads", self.loads as u64, 1, 1_024)?;
+        bus::check_ca(self.ca.as_deref(), self.url.as_ref())?;
         let shares = bus.kind == bus::Kind::Redis && bus.url.is_some();
         match (self.kind, &self.url) {
             (Kind::Redis, None) if !shares => Err("url: none given, and the bus is on no Redis; kind = \"redis\" expects one such as \

@@ -2,6 +2,7 @@
 
 use super::super::operate::{Copied, Progress, copy};
 use super::*;
+use contracts::signal::{DeadLetter, UTTERANCES};
 use std::sync::Mutex;
 
 /// Talks for a while on a new conversation, with insights that supersede each other.
@@ -20,6 +21,13 @@ async fn continue_from(running: &Running, call: &Call, turns: Range<u64>) {
     }
 }
 
+/// Nobody can read it, so it dies again when it is put back.
+fn letter(n: u64) -> DeadLetter {
+    let trace = TraceCx { trace_id: u128::from(n) + 1, span_id: n + 1, sampled: true };
+    let payload = bytes::Bytes::from(vec![0, 255, n as u8, (n >> 8) as u8]);
+    DeadLetter::new(UTTERANCES, &format!("conv_{n}"), &payload, trace, 4, "“no segment”")
+}
+
 #[tokio::test]
 async fn a_record_is_copied_beside_its_writer_and_equal_when_that_has_stopped() {
     if !On::Postgres.is_here() {
@@ -31,6 +39,14 @@ async fn a_record_is_copied_beside_its_writer_and_equal_when_that_has_stopped() 
         calls.push(talk(&running, 3).await);
     }
     running.close(&calls[0], ConversationState::Complete).await;
+    // One of them is a segment that is there by now.
+    let said = calls[1].says(CUSTOMER, 0, 0..1000, "I was charged twice for the café");
+    let payload = bytes::Bytes::from(serde_json::to_vec(&said).expect("plain data"));
+    let known = DeadLetter::new(UTTERANCES, &calls[1].id.to_string(), &payload, said.trace, 4, "panicked");
+    let letters: Vec<DeadLetter> = (0..1_100).map(letter).chain([known.clone()]).collect();
+    for some in letters.chunks(100) {
+        running.record.bury(some.to_vec()).await.expect("kept");
+    }
     let target = On::Postgres.settings();
     let data = running.folder.path().to_owned();
     let told: Arc<Mutex<Vec<Progress>>> = Arc::default();
@@ -45,6 +61,10 @@ async fn a_record_is_copied_beside_its_writer_and_equal_when_that_has_stopped() 
     // What happens after the copy is copied the next time, and nothing else.
     continue_from(&running, &calls[7], 3..5).await;
     let late = talk(&running, 2).await;
+    let tenant = TenantId::default();
+    assert!(running.record.replay(&tenant, &known.id()).await.expect("the bus takes it").replayed);
+    let again = DeadLetter { error: "and again".into(), ..letter(7) };
+    running.record.bury(vec![again.clone(), letter(5_000)]).await.expect("kept");
     let _folder = running.end().await;
     let too_short = copying(Duration::ZERO).await.expect_err("no time at all");
     assert!(too_short.to_string().contains("allow a longer one"), "{too_short}");
@@ -58,6 +78,13 @@ async fn a_record_is_copied_beside_its_writer_and_equal_when_that_has_stopped() 
 
     // The record goes on where it was, on its new place.
     let moved = Running::with(target.clone()).await;
+    let kept = async |letter: &DeadLetter| moved.record.dead_letter(&tenant, &letter.id()).await.expect("it came along");
+    let put_back = kept(&known).await;
+    assert!(put_back.replayed_at.is_some() && put_back.letter == known, "{put_back:?}");
+    assert_eq!(kept(&again).await.letter, again);
+    let last = kept(&letter(5_000)).await;
+    assert_eq!((last.replayed_at, &last.letter), (None, &letter(5_000)));
+    assert!(moved.record.replay(&tenant, &last.id).await.expect("the bus takes it").replayed, "it is put back from there");
     let rows = moved.record.transcript(&TenantId::default(), calls[7].id).await.expect("readable");
     assert_eq!(rows.iter().map(|r| r.seq).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     continue_from(&moved, &late, 2..4).await;
@@ -88,4 +115,9 @@ async fn a_copy_that_differs_in_one_row_is_found() {
     server.sql(database, &format!("UPDATE segments SET text = text || '!' WHERE conversation_id = '{}' AND seq = 1", call.id));
     let refused = copying().await.expect_err("a sign was added");
     assert!(refused.to_string().contains("differs") && refused.to_string().contains(&call.id.to_string()), "{refused}");
+    server.sql(database, "UPDATE segments SET text = rtrim(text, '!')");
+    assert!(matches!(copying().await, Ok(Copied::Equal { .. })));
+    server.sql(database, "INSERT INTO dead_letters VALUES ('default', 'dead_x', 's', 'k', 'p', 'e', 1, 't', 'v', now())");
+    let refused = copying().await.expect_err("the file has no such letter");
+    assert!(refused.to_string().contains("dead_x"), "{refused}");
 }

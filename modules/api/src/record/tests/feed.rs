@@ -299,6 +299,43 @@ async fn a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() {
     running.end().await;
 }
 
+/// F29 on a server whose tables lie on a small disk. Its log does not: a server that cannot write that stops, which is F10.
+#[tokio::test(flavor = "multi_thread")]
+async fn f29_a_full_disk_of_postgres_is_said_and_nothing_is_lost_when_there_is_room_again() {
+    let (Some(bin), Some(volume)) = (postgres::installed(), volume::Volume::of(24)) else { return };
+    let place = volume.path().join("tables");
+    std::fs::create_dir(&place).expect("it is empty");
+    let owned = std::process::Command::new("chown").arg("postgres").arg(&place).status();
+    assert!(owned.is_ok_and(|status| status.success()), "who may mount may give away");
+    let server = tokio::task::spawn_blocking(|| postgres::Postgres::start(bin, postgres::Sync::Off)).await.expect("it starts");
+    server.sql("postgres", &format!("CREATE TABLESPACE small LOCATION '{}'", place.display()));
+    server.sql("postgres", "CREATE DATABASE calls TEMPLATE template0 TABLESPACE small");
+    migrate(&server.url("postgres", "calls"));
+    let record = RecordSettings { url: DatabaseUrl::new(server.url("postgres", "calls")), ..RecordSettings::default() };
+    let running = Running::with(Settings { record, ..Settings::default() }).await;
+    let call = running.call().await;
+    let mut listener = running.listen().await;
+    assert_eq!(running.record.probe().await, Standing::Serving);
+    volume.fill();
+    let long = "word ".repeat(2_000);
+    let segments: Vec<Segment> = (0..30).map(|n| call.says(AGENT, n, n * 5000..n * 5000 + 5000, long.trim())).collect();
+    let full = running.record.commit(cx(), segments.clone()).await.expect_err("there is no room");
+    assert_eq!((full.kind, full.retry), (contracts::ErrorKind::Unavailable, contracts::Retry::After(Duration::from_secs(1))));
+    assert_eq!(full.detail, "the disk that holds the record is full");
+    assert_eq!(running.record.probe().await, Standing::TakesNoWrites(full.detail));
+    assert_eq!(running.record.row(&TenantId::default(), call.id).await.expect("readable").utterance_count, 0, "not a part of it");
+    running.send(&segments.iter().collect::<Vec<_>>()).await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), listener.next()).await.is_err(), "nothing is called safe");
+    volume.make_room();
+    let from = std::time::Instant::now();
+    assert_eq!(mark_at(&mut listener, 150_000).await.next_seq, 30);
+    while running.record.probe().await != Standing::Serving {
+        assert!(from.elapsed() < Duration::from_secs(5), "it is not said that it takes writes again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    running.end().await;
+}
+
 on_both! {
     what_is_published_is_stored_announced_and_signalled,
     silence_alone_is_signalled_although_it_makes_no_row,

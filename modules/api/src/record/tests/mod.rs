@@ -10,6 +10,8 @@ mod finalize;
 mod group;
 mod kept;
 mod migrations;
+#[path = "../../../../../tests/it/support/faults.rs"]
+mod often;
 #[path = "../../../../../tests/it/support/postgres.rs"]
 mod postgres;
 mod read;
@@ -17,6 +19,8 @@ mod reconcile;
 mod relocate;
 mod replica;
 mod shared;
+#[path = "../../../../../tests/it/support/volume.rs"]
+mod volume;
 
 /// Makes each of these functions a test on both databases.
 macro_rules! on_both {

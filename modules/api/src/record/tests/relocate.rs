@@ -1,7 +1,7 @@
 //! The record moves from a primary to its standby while people speak and others read, and whatever goes wrong on the way changes nothing.
 
 use super::{
-    operate::{Relocated, Stage, relocate},
+    operate::{Plan, Relocated, Stage},
     postgres::{Postgres, Sync, installed},
     *,
 };
@@ -121,6 +121,16 @@ async fn under_load(primary: &Postgres, standby: &Postgres, database: &str) -> L
 
 const PAUSE: Duration = Duration::from_secs(2);
 
+async fn relocate(
+    from: &DatabaseUrl,
+    to: &DatabaseUrl,
+    until: Stage,
+    pause: Duration,
+    tell: impl FnMut(operate::Passed),
+) -> Result<Relocated, OpenError> {
+    operate::relocate(from, to, Plan { until, pause, reads_there: false, ca: None }, tell).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_moves_to_its_standby_under_load_and_no_request_fails() {
     let Some((primary, standby, database)) = pair() else { return };
@@ -202,12 +212,12 @@ async fn a_move_that_cannot_be_made_leaves_everything_as_it_was() {
     primary.sql("postgres", "SELECT pg_reload_conf()");
     while primary.sql("postgres", "SHOW default_transaction_read_only") != "on" {}
     refused(&from, &to, "`--abort` undoes").await;
-    operate::abort_relocation(&from, &to).await.expect("the standby still follows");
+    operate::abort_relocation(&from, &to, None).await.expect("the standby still follows");
     load.say(100).await;
     // And after all that it moves.
     let moved = relocate(&from, &to, Stage::Promote, PAUSE, drop).await.expect("it moves");
     assert!(matches!(moved, Relocated::Moved { .. }), "{moved:?}");
-    let late = operate::abort_relocation(&from, &to).await.expect_err("there is no way back").to_string();
+    let late = operate::abort_relocation(&from, &to, None).await.expect_err("there is no way back").to_string();
     assert!(late.contains("takes writes itself"), "{late}");
     load.say(100).await;
     load.end().await;
@@ -226,6 +236,39 @@ async fn a_running_record_is_told_of_another_host() {
     load.say(50).await;
     let (from, to) = (alone(&primary, &database), alone(&standby, &database));
     relocate(&from, &to, Stage::Promote, PAUSE, drop).await.expect("it moves");
+    load.say(50).await;
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_go_to_the_standby_when_the_settings_say_so_and_the_move_sees_them_there() {
+    let Some((primary, standby, database)) = pair() else { return };
+    let load = under_load(&primary, &standby, &database).await;
+    let (from, to) = (alone(&primary, &database), alone(&standby, &database));
+    let said = std::cell::RefCell::new(String::new());
+    let tell = |passed: operate::Passed| *said.borrow_mut() += &format!("{}: {}\n", passed.stage, passed.what);
+    let plan = |reads_there| Plan { until: Stage::Reads, pause: PAUSE, reads_there, ca: None };
+    operate::relocate(&from, &to, plan(false), tell).await.expect("the standby follows");
+    assert!(said.borrow().contains("no server reads there, because api.record.replica_url names none"), "{}", said.borrow());
+    let nobody = operate::relocate(&from, &to, plan(true), tell).await.expect_err("nobody was told").to_string();
+    assert!(nobody.contains("no server reads there after 10 s"), "{nobody}");
+
+    let url = DatabaseUrl::new(both(&primary, &standby, &database));
+    let told = RecordSettings { url, replica_url: to.clone(), ..RecordSettings::default() };
+    load.running.record.read_from(&told).expect("it can be read");
+    operate::relocate(&from, &to, plan(true), tell).await.expect("they read there");
+    assert!(said.borrow().contains("servers read there by"), "{}", said.borrow());
+    let (tenant, replica) = (TenantId::default(), load.running.record.replica().expect("it was told"));
+    while replica.readers_for(None).await.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let page = load.running.record.list_since(&tenant, &ConversationFilter::default(), &Cut::default(), None).await;
+    assert_eq!(page.expect("the standby answers").1.data.len(), 6);
+    // And to the new primary when it has moved, which is no replica any more.
+    relocate(&from, &to, Stage::Promote, PAUSE, tell).await.expect("it moves");
+    load.say(50).await;
+    load.running.record.read_from(&RecordSettings::default()).expect("no replica is named");
+    assert!(load.running.record.replica().is_none());
     load.say(50).await;
     load.end().await;
 }

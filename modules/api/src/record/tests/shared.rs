@@ -212,6 +212,37 @@ async fn a_server_that_cannot_be_used_is_named_with_what_to_do() {
     running.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_speaks_german_is_understood_or_refused_with_what_to_do() {
+    let Some(server) = tokio::task::spawn_blocking(postgres::Postgres::start_german).await.expect("no panic") else { return };
+    let ready = server.database("template0");
+    migrate(&server.url("postgres", &ready));
+    server.sql(&ready, "CREATE ROLE clerk LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO clerk");
+    let refused = refusal(&server.url("clerk", &ready)).await;
+    assert!(refused.contains("another language") && refused.contains("GRANT SET ON PARAMETER lc_messages TO \"clerk\""), "{refused}");
+    server.sql("postgres", "GRANT SET ON PARAMETER lc_messages TO clerk");
+    for user in ["clerk", "postgres"] {
+        let record = RecordSettings { url: DatabaseUrl::new(server.url(user, &ready)), ..RecordSettings::default() };
+        let running = Running::with(Settings { record, ..Settings::default() }).await;
+        let patient = cx();
+        let slow = running.record.writer.ask(&patient, 1, |conn, _| {
+            let store::Conn::Postgres(c) = conn else { unreachable!("it is on a server") };
+            Ok(diesel::connection::SimpleConnection::batch_execute(&mut **c, "SET LOCAL statement_timeout = 50; SELECT pg_sleep(20)")?)
+        });
+        let slow = slow.await.expect_err("it takes longer than it may");
+        assert_eq!((slow.kind, slow.detail.as_str()), (contracts::ErrorKind::Unavailable, "the record's database took too long"), "{user}");
+        // Ended by an operator, which it says in words: what was asked then is asked again.
+        server.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'quickcomm write'");
+        let call = running.call().await;
+        assert_eq!(running.commit(&[call.says(AGENT, 0, 0..1000, "hallo")]).await, [CommitOutcome::Committed], "{user}");
+        running.end().await;
+    }
+    // What it would have said.
+    let said = std::panic::catch_unwind(|| server.sql(&ready, "SELECT 1/0")).expect_err("it cannot be done");
+    let said = said.downcast_ref::<String>().expect("what psql said");
+    assert!(said.contains("FEHLER") && said.contains("Division durch Null"), "{said}");
+}
+
 const STEPS: [&str; 4] = ["0001_the_record", "0002_dead_letters", "0003_finalization", "0004_prompts"];
 
 #[tokio::test]

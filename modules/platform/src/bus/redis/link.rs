@@ -10,8 +10,12 @@ use super::super::{BusError, Settings, metrics as names};
 use super::scripts;
 use deadpool_redis::{Connection, Hook, Manager, Pool, PoolConfig, Runtime, Timeouts};
 use parking_lot::Mutex;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, TlsCertificates,
+    aio::MultiplexedConnection,
+};
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -36,6 +40,11 @@ pub enum ConnectError {
     Absent { key: &'static str, url: String, reason: String },
     #[error("Redis at {url} refuses the user or password: {reason}; expected redis://user:password@host:port in {key}")]
     Refused { key: &'static str, url: String, reason: String },
+    #[error(
+        "TLS with {url} came to nothing: {reason}; is its certificate from an authority in {}, and does it hold the host's name as it stands in \
+         {key}?", .key.replace("url", "ca")
+    )]
+    Untrusted { key: &'static str, url: String, reason: String },
     #[error("Redis at {url} is version {version}; expected 7.0 or later")]
     TooOld { url: String, version: String },
     #[error("Redis at {url} is a replica and takes no writes; set {key} to its primary")]
@@ -98,6 +107,26 @@ pub(super) fn is_oom(error: &RedisError) -> bool {
     error.code() == Some("OOM") || error.to_string().contains("used memory > 'maxmemory'")
 }
 
+/// How to reach it; over TLS with its certificate and name checked.
+fn client(at: &super::super::Url, ca: Option<&Path>) -> Result<Client, String> {
+    let Some(path) = ca else { return Client::open(at.expose()).map_err(|e| e.to_string()) };
+    let unusable = |why: String| format!("the authorities in {} cannot be used: {why}; expected PEM certificates", path.display());
+    let pem = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
+    if !pem.windows(BEGINS.len()).any(|part| part == BEGINS) {
+        return Err(unusable("it holds none".into()));
+    }
+    let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
+    Client::build_with_tls(at.expose(), certificates).map_err(|e| unusable(e.to_string()))
+}
+
+const BEGINS: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
+/// What it says of a certificate, or of an answer that is no TLS. The client passes the error on as words only.
+fn is_of_tls(error: &RedisError) -> bool {
+    let said = error.to_string();
+    ["invalid peer certificate", "received corrupt message", "received fatal alert"].iter().any(|part| said.contains(part))
+}
+
 /// One connection for one call. Given back only when the call went well.
 struct Lent(Option<Connection>);
 
@@ -125,7 +154,7 @@ impl Link {
         let at = settings.url.as_ref().ok_or_else(|| ConnectError::Url { key, url: "(none)".into(), reason: "none given".into() })?;
         let url = at.to_string();
         let bad = |reason: String| ConnectError::Url { key, url: at.to_string(), reason };
-        let client = Client::open(at.expose()).map_err(|e| bad(e.to_string()))?;
+        let client = client(at, settings.ca.as_deref()).map_err(bad)?;
         let call = Duration::from_millis(settings.call_ms);
         let block = Duration::from_millis(settings.block_ms);
         let made = Arc::new(AtomicU64::new(0));
@@ -135,7 +164,7 @@ impl Link {
                 Ok(())
             });
             let config = AsyncConnectionConfig::new().set_connection_timeout(Some(call)).set_response_timeout(Some(answer));
-            let manager = Manager::new_with_config(at.expose(), config).map_err(|e| bad(e.to_string()))?;
+            let manager = Manager::new_with_config(client.get_connection_info().clone(), config).map_err(|e| bad(e.to_string()))?;
             let timeouts = Timeouts { wait: Some(call), create: Some(call), recycle: Some(call) };
             Pool::builder(manager)
                 .config(PoolConfig { timeouts, ..PoolConfig::new(size) })
@@ -171,6 +200,7 @@ impl Link {
                 let denied = matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
                     || ["NOAUTH", "WRONGPASS", "AUTH"].iter().any(|code| reason.contains(code));
                 return Err(match () {
+                    () if is_of_tls(&error) => ConnectError::Untrusted { key, url, reason },
                     () if denied => ConnectError::Refused { key, url, reason },
                     () if error.is_io_error() => ConnectError::Absent { key, url, reason },
                     // HELLO came with 6.0.

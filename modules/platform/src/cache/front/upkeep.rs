@@ -9,6 +9,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const GENERATION_POLL: Duration = Duration::from_secs(1);
+const PULSE: Duration = Duration::from_secs(1);
+/// No tenant has this name.
+const NOBODY: &str = "";
 /// A void that the generation counts may still be on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// Voids in one call.
@@ -92,8 +95,26 @@ impl Front {
     /// Tells the shared cache of voids, hears of others', and looks for lost ones, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(cache) = self.cache.clone() else { return stop.cancelled().await };
-        let work = async { tokio::join!(self.tell_voids(&*cache), self.hear_voids(&*cache), self.poll_generations(&*cache)) };
+        let work =
+            async { tokio::join!(self.tell_voids(&*cache), self.hear_voids(&*cache), self.poll_generations(&*cache), self.pulse(&*cache)) };
         tokio::select! { _ = work => {}, () = stop.cancelled() => {} }
+    }
+
+    /// Nobody may be reading, and an operator asks all the same whether the shared cache is there.
+    async fn pulse(&self, cache: &dyn Cache) {
+        let mut tick = tokio::time::interval(PULSE);
+        let mut away = false;
+        loop {
+            tick.tick().await;
+            match cache.generation(NOBODY).await {
+                Ok(_) if std::mem::take(&mut away) => self.answered(),
+                Ok(_) => {} // what else it complains of, such as want of memory, is not over
+                Err(error) => {
+                    away = true;
+                    self.failed("pulse", error.0);
+                }
+            }
+        }
     }
 
     async fn tell_voids(&self, cache: &dyn Cache) {
