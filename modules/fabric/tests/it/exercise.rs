@@ -6,7 +6,7 @@
 
 use crate::spans::{Understanding, has_failed, noted, process, spans_of, took, utterance};
 use contracts::{
-    CallCx, CallError, ConversationId, Conversations, Inference,
+    CallCx, CallError, ConversationId, Conversations,
     conversation::OpenConversation,
     inference::Analyze,
     testing::{Behavior, FakeConversations},
