@@ -1,11 +1,9 @@
-//! Whether understanding moves what is heard in the same process: a saturating backlog of classification, five alternating pairs beside control
-//! pairs; then a language model that never answers, asked about every turn, runs alternating with some without one.
+//! Whether a saturating backlog of classification in the same process moves the p95 of finals: five alternating pairs beside control pairs.
 
 mod support;
 
 use contracts::{CallCx, Inference};
 use std::{
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +13,7 @@ use std::{
 use support::{
     Server,
     load::{Listening, Track, run, tracks},
-    median, quantile,
+    median,
     questions::question,
     quick, scratch,
 };
@@ -57,7 +55,6 @@ async fn measure() {
         answered += calls;
     }
     let spread = control.iter().map(|d| d.abs()).fold(0.0, f64::max);
-    drop(server);
     println!("| {CHANNELS} channels, p95 of finals | calm ms | under backlog ms | median difference ms | spread of control pairs ms |");
     println!("| --- | --- | --- | --- | --- |");
     println!(
@@ -67,51 +64,6 @@ async fn measure() {
         median(&busy_p95),
         median(&effect)
     );
-    beside_a_hanging_model(data.path(), &tracks).await;
-}
-
-/// A server that takes questions and never answers.
-async fn hanging_model() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("http://{}/v1", listener.local_addr().expect("it is bound"));
-    tokio::spawn(async move {
-        let mut asked = vec![];
-        while let Ok((socket, _)) = listener.accept().await {
-            asked.push(socket);
-        }
-    });
-    url
-}
-
-async fn beside_a_hanging_model(data: &Path, tracks: &[Track]) {
-    let url = hanging_model().await;
-    let asks = [
-        ("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0"),
-        ("QUICKCOMM_INFERENCE__LLM__URL", url.as_str()),
-        ("QUICKCOMM_INFERENCE__LLM__MODEL", "hangs"),
-        // The worst that can be: it is never left alone.
-        ("QUICKCOMM_INFERENCE__LLM__BREAKER_FAILURES", "1000"),
-    ];
-    let without = Server::start(&data.join("without"), &asks[..1]);
-    let with = Server::start(&data.join("with"), &asks);
-    let listening = Listening { endpointing_ms: 250, partial_ms: Some(250) };
-    let (mut first, mut beside, mut second) = (vec![], vec![], vec![]);
-    for _ in 0..if quick() { 1 } else { 3 } {
-        for (server, finals) in [(&without, &mut first), (&with, &mut beside), (&without, &mut second), (&with, &mut beside)] {
-            finals.extend(run(&server.http, server.pid(), tracks, listening).await.to_final);
-        }
-    }
-    let both = [first.clone(), second.clone()].concat();
-    println!("\n| {CHANNELS} channels, finals | p50 ms | p95 ms | p99 ms |");
-    println!("| --- | --- | --- | --- |");
-    let count = both.len();
-    for (name, mut finals) in
-        [("no language model", both), ("one that hangs", beside), ("first half without", first), ("second half without", second)]
-    {
-        let mut at = |share| quantile(&mut finals, share) * 1_000.0;
-        println!("| {name} | {:.0} | {:.0} | {:.0} |", at(0.5), at(0.95), at(0.99));
-    }
-    println!("{count} finals each, of the halves half as many");
 }
 
 async fn p95(server: &Server, tracks: &[Track]) -> f64 {

@@ -51,16 +51,21 @@ async fn tier(local: &Local) -> Tier {
     local.analyze(CallCx::new(Duration::from_secs(20)), request(1)).await.unwrap()[0].provenance.tier
 }
 
+/// A busy machine must not pass for a slow classifier.
+fn patient() -> Settings {
+    Settings { timeout_ms: 15_000, ..Settings::default() }
+}
+
 #[tokio::test]
 async fn a_panic_costs_its_own_turn_and_the_thread_goes_on() {
-    let (local, _) = scripted(&Settings::default(), |turn| assert_ne!(turn, 1, "the second turn is poisoned"));
+    let (local, _) = scripted(&patient(), |turn| assert_ne!(turn, 1, "the second turn is poisoned"));
     assert_eq!([tier(&local).await, tier(&local).await, tier(&local).await], [Tier::Local, Tier::Rules, Tier::Local]);
     local.shutdown().await;
 }
 
 #[tokio::test]
 async fn after_failures_in_a_row_the_classifier_rests_and_is_tried_again() {
-    let settings = Settings { breaker_failures: 2, breaker_pause_ms: 200, ..Settings::default() };
+    let settings = Settings { breaker_failures: 2, breaker_pause_ms: 200, ..patient() };
     let (local, turns) = scripted(&settings, |turn| assert!(turn >= 2, "poisoned"));
     for _ in 0..5 {
         assert_eq!(tier(&local).await, Tier::Rules);
