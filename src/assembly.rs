@@ -21,7 +21,7 @@ use platform::{
     bus::{self, Bus, Memory, Redis},
     cache,
     memory::{grown_since, resident_bytes},
-    onnx::Runtime,
+    onnx::{ModelError, Runtime},
     supervision::{OnEnd, Supervisor},
     telemetry::Metrics,
 };
@@ -47,8 +47,26 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
+/// Starts the engine of a process that hears; with the runtime of its models, or why there is none.
+pub type StartEngine = fn(&Config, Result<&Runtime, &ModelError>) -> anyhow::Result<Engine>;
+
+/// The engine on the models that the configuration names.
+///
+/// # Errors
+/// Names the file that is missing or damaged, or the setting that cannot work.
+pub fn engine_on_models(config: &Config, runtime: Result<&Runtime, &ModelError>) -> anyhow::Result<Engine> {
+    let runtime = runtime.map_err(|error| anyhow::anyhow!("{error}")).context("loading ONNX Runtime")?;
+    Engine::start(runtime, &config.models, &config.audio.engine).context("starting the audio engine")
+}
+
 /// Runs this process until `stop`, or until a task it cannot do without has ended. `announce` is called once everything listens.
-pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, announce: impl FnOnce(&Addresses)) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    start_engine: StartEngine,
+    metrics: Metrics,
+    stop: CancellationToken,
+    announce: impl FnOnce(&Addresses),
+) -> anyhow::Result<()> {
     fabric::Run::current(); // begins here
     describe_metrics();
     let status = Status::new(env!("CARGO_PKG_VERSION"), config.audio.ingest.recordings);
@@ -83,7 +101,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken, anno
     if let Some(record) = &record {
         status.keep_by(record.clone());
     }
-    let models = Models::load(&config, &status, cache.clone()).await?;
+    let models = Models::load(&config, start_engine, &status, cache.clone()).await?;
     if let Some(inference) = models.inference.clone() {
         tasks.spawn("definitions", OnEnd::Fine, STOP_LIMIT, |stop| async move {
             inference.follow_files(stop).await;
@@ -182,36 +200,27 @@ impl Models {
 
     /// Loads recognizer and detector; then the classifier, behind everything else. One after the other, so that it can be told which of
     /// them the memory is for.
-    async fn load(config: &Config, status: &Status, cache: Option<Arc<cache::Front>>) -> anyhow::Result<Self> {
+    async fn load(config: &Config, start_engine: StartEngine, status: &Status, cache: Option<Arc<cache::Front>>) -> anyhow::Result<Self> {
         let (hears, understands) = (hosts(config, Role::Audio, &config.modules.audio), Self::understands(config));
-        let (models, audio, inference) = (config.models.clone(), config.audio.clone(), config.inference.clone());
+        let config = config.clone();
         let told = status.clone();
         let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<(Self, Option<u64>)> {
             if !hears && !understands {
                 return Ok((Self { engine: None, inference: None }, None));
             }
             // Without the runtime there is no hearing, but there are rules for meaning.
-            let runtime = match Runtime::load(&models) {
-                Ok(runtime) => Some(runtime),
-                Err(error) if hears => return Err(error).context("loading ONNX Runtime"),
-                Err(error) => {
-                    tracing::error!(error = %error, "no ONNX Runtime: insights come from rules");
-                    None
-                }
-            };
+            let runtime = Runtime::load(&config.models);
             let before = resident_bytes();
-            let engine = match &runtime {
-                Some(runtime) if hears => {
-                    let engine = Engine::start(runtime, &models, &audio.engine).context("starting the audio engine")?;
-                    if let Some(grown) = grown_since(before) {
-                        told.grew("audio", grown);
-                    }
-                    Some(Arc::new(engine))
-                }
-                _ => None,
-            };
+            let engine = hears.then(|| start_engine(&config, runtime.as_ref())).transpose()?.map(Arc::new);
+            if let (Some(_), Some(grown)) = (&engine, grown_since(before)) {
+                told.grew("audio", grown);
+            }
+            if let (Err(error), true) = (&runtime, understands) {
+                tracing::error!(error = %error, "no ONNX Runtime: insights come from rules");
+            }
             let before = resident_bytes();
-            let inference = understands.then(|| inference::Local::start(runtime.as_ref(), &models, &inference)).transpose();
+            let start = || inference::Local::start(runtime.as_ref().ok(), &config.models, &config.inference);
+            let inference = understands.then(start).transpose();
             let remembering = |local: inference::Local| match cache {
                 Some(cache) => local.remembering(cache),
                 None => local,

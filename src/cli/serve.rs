@@ -1,6 +1,9 @@
 //! `quickcomm serve`: this process with its roles, until it is told to stop.
 
-use crate::config::{Config, Role};
+use crate::{
+    assembly::StartEngine,
+    config::{Config, Role},
+};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -69,6 +72,11 @@ impl Options {
 }
 
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    run_on(options, crate::assembly::engine_on_models).await
+}
+
+/// The same with another engine.
+pub async fn run_on(options: Options, start_engine: StartEngine) -> anyhow::Result<ExitCode> {
     let config = match Config::load(options.config.as_deref(), options.flags()) {
         Ok(config) => config,
         Err(error) => {
@@ -101,7 +109,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             told.cancel();
         }
     });
-    let ended = crate::run(config, metrics, stop, announce).await;
+    let ended = crate::run(config, start_engine, metrics, stop, announce).await;
     let _ = tokio::task::spawn_blocking(platform::trace::stop).await;
     ended.map(|()| ExitCode::SUCCESS)
 }

@@ -24,7 +24,7 @@ struct Verdict {
 }
 
 /// The file itself, read after the server has gone.
-fn check_database(data: &Path) {
+pub fn check_database(data: &Path) {
     let file = std::fs::read_dir(data)
         .unwrap()
         .flatten()

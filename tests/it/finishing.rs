@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Takes every request; gives out what was said.
-fn receiver() -> (String, mpsc::Receiver<String>) {
+pub fn receiver() -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/finished", listener.local_addr().unwrap());
     let (tell, told) = mpsc::channel();

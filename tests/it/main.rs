@@ -10,6 +10,7 @@ mod calls;
 mod certs;
 #[path = "../../modules/fabric/tests/it/collector/mod.rs"]
 mod collector;
+mod counted;
 mod crash;
 mod deepgram_sdk;
 mod definitions;

@@ -29,7 +29,7 @@ use load::Load;
 use metrics::counter;
 use parking_lot::Mutex;
 use platform::onnx::{Kind, ModelDir, ModelError, Runtime};
-use recognizer::Moonshine;
+use recognizer::{Moonshine, Recognizer};
 use scheduler::Board;
 use session::Session;
 use std::{
@@ -41,7 +41,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use vad::Vad;
+use vad::{Detector, Vad};
 use worker::{Door, Floor, Lost, Message, Models, Slot, Worker};
 
 /// What the bundled recognizer understands.
@@ -79,11 +79,25 @@ impl Engine {
     /// Names the file that is missing or damaged, or the setting that cannot work.
     pub fn start(runtime: &Runtime, models: &Path, settings: &EngineSettings) -> Result<Self, EngineError> {
         settings.check().map_err(EngineError::Settings)?;
-        names::describe();
         let recognizer = ModelDir::open(&models.join(&settings.recognizer), Kind::Recognizer)?;
         let vad = ModelDir::open(&models.join(&settings.vad), Kind::Vad)?;
         let model = ModelInfo { name: recognizer.name().into(), version: recognizer.version().into(), family: "moonshine".into() };
+        let runtime = runtime.clone();
+        Self::hearing_with(model, settings, move || Ok((Vad::open(&runtime, &vad)?, Moonshine::open(&runtime, &recognizer)?)))
+    }
 
+    /// Starts the workers with a detector and a recognizer of any kind. `ears` makes them on each worker's thread, and anew after a panic in
+    /// one of them.
+    ///
+    /// # Errors
+    /// As `ears` says, or names the setting that cannot work.
+    pub fn hearing_with<D: Detector, R: Recognizer>(
+        model: ModelInfo,
+        settings: &EngineSettings,
+        ears: impl Fn() -> Result<(D, R), ModelError> + Clone + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        settings.check().map_err(EngineError::Settings)?;
+        names::describe();
         let count = settings.worker_count();
         let (doors, inboxes): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
@@ -107,10 +121,9 @@ impl Engine {
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let name = format!("audio-{index}");
             let (loaded, ready) = crossbeam_channel::bounded(1);
-            let (runtime, recognizer, vad, floor) = (runtime.clone(), recognizer.clone(), vad.clone(), engine.floor.clone());
-            let settings = settings.clone();
+            let (ears, floor, settings) = (ears.clone(), engine.floor.clone(), settings.clone());
             let work = move || {
-                let load = move || Ok(Models { vad: Vad::open(&runtime, &vad)?, recognizer: Moonshine::open(&runtime, &recognizer)? });
+                let load = move || ears().map(|(vad, recognizer)| Models { vad, recognizer });
                 match Worker::open(index, floor, inbox, Box::new(load), &settings) {
                     Ok(worker) => {
                         let _ = loaded.send(Ok(())); // nobody waits when another worker failed

@@ -61,6 +61,12 @@ impl RedisServer {
         assert!(self.is_up(), "redis-server did not come back");
     }
 
+    /// The same, on a folder that holds nothing any more.
+    pub fn start_empty(&mut self) {
+        self.folder = tempfile::tempdir().expect("a temporary folder can be made");
+        self.start_again();
+    }
+
     /// SIGSTOP: it keeps its connections and answers nothing.
     pub fn freeze(&self) {
         self.signal("-STOP");

@@ -46,20 +46,25 @@ impl Reader {
 
     /// Goes on at the node at `address`, from the last number there is. Says whether it was resumed; else a snapshot has been shown.
     pub async fn connect(&mut self, address: &str) -> bool {
-        let (socket, _) = connect_async(format!("{}/v1/live", address.replace("http", "ws"))).await.unwrap();
+        self.try_connect(address).await.expect("the node lives")
+    }
+
+    /// The same; `None`: the node is gone, or has gone meanwhile.
+    pub async fn try_connect(&mut self, address: &str) -> Option<bool> {
+        let (socket, _) = connect_async(format!("{}/v1/live", address.replace("http", "ws"))).await.ok()?;
         self.socket = Some(socket);
-        self.say(json!({ "type": "hello", "protocol": 1 })).await;
-        let welcome = self.next().await.expect("a welcome");
+        self.say(json!({ "type": "hello", "protocol": 1 })).await?;
+        let welcome = self.next().await?;
         self.epoch = Some(welcome["data"]["epoch"].as_str().unwrap().to_owned());
         let (since, epoch) = self.at.clone().map_or((None, None), |(epoch, seq)| (Some(seq), Some(epoch)));
-        self.say(json!({ "type": "subscribe", "topic": self.topic, "partials": true, "since_seq": since, "epoch": epoch })).await;
-        let subscribed = self.next().await.expect("an answer");
+        self.say(json!({ "type": "subscribe", "topic": self.topic, "partials": true, "since_seq": since, "epoch": epoch })).await?;
+        let subscribed = self.next().await?;
         assert_eq!(subscribed["type"], "subscribed", "{subscribed}");
         let resumed = subscribed["data"]["resumed"] == true;
         if !resumed {
-            assert_eq!(self.hear().await.as_deref(), Some("snapshot"));
+            assert_eq!(self.hear().await?, "snapshot");
         }
-        resumed
+        Some(resumed)
     }
 
     /// Without a goodbye, as a network that is gone.
@@ -67,8 +72,8 @@ impl Reader {
         self.socket = None;
     }
 
-    async fn say(&mut self, message: Value) {
-        self.socket.as_mut().expect("it is connected").send(Message::text(message.to_string())).await.unwrap();
+    async fn say(&mut self, message: Value) -> Option<()> {
+        self.socket.as_mut().expect("it is connected").send(Message::text(message.to_string())).await.ok()
     }
 
     /// The next frame; `None`: the node is gone.

@@ -1,7 +1,7 @@
 //! What processes of one house stand on together: a private Redis, a database of their own, and a folder for sockets and data.
 
 use super::{
-    Server,
+    Program, Server,
     postgres::{self, Postgres, Sync},
 };
 use platform::testing::RedisServer;
@@ -12,6 +12,8 @@ pub struct Ground {
     pub postgres: &'static Postgres,
     pub database: String,
     folder: tempfile::TempDir,
+    /// What is set besides, for every process.
+    pub settings: Vec<(String, String)>,
 }
 
 impl Ground {
@@ -28,7 +30,7 @@ impl Ground {
     fn on(postgres: &'static Postgres) -> Option<Self> {
         let redis = RedisServer::start(&["--appendonly", "yes"])?;
         let database = postgres.database("template0");
-        let ground = Self { redis, postgres, database, folder: tempfile::tempdir().unwrap() };
+        let ground = Self { redis, postgres, database, folder: tempfile::tempdir().unwrap(), settings: vec![] };
         let migrated = Command::new(env!("CARGO_BIN_EXE_quickcomm")).args(["db", "migrate"]).envs(ground.env(&[])).output().unwrap();
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         Some(ground)
@@ -50,6 +52,7 @@ impl Ground {
             ("QUICKCOMM_BUS__URL".into(), self.redis.url()),
             ("QUICKCOMM_API__RECORD__URL".into(), self.postgres.url("postgres", &self.database)),
         ];
+        env.extend(self.settings.iter().cloned());
         for (module, at) in modules {
             let key = |name: &str| format!("QUICKCOMM_MODULES__{}__{name}", module.to_uppercase());
             let endpoints: Vec<String> = at.iter().map(|name| format!("{:?}", self.socket(name))).collect();
@@ -60,9 +63,15 @@ impl Ground {
 
     /// A process of this name and these roles, with a data folder of its own.
     pub fn serve(&self, name: &str, roles: &str, modules: &[(&str, &[&str])]) -> Server {
+        self.serve_as(Program::Quickcomm, name, roles, modules)
+    }
+
+    /// The same of another program.
+    pub fn serve_as(&self, program: Program, name: &str, roles: &str, modules: &[(&str, &[&str])]) -> Server {
         let env = self.env(modules);
         let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        Server::start(&self.path(name), &["--roles", roles, "--grpc", &self.socket(name)], &env)
+        let options = ["--roles", roles, "--grpc", &self.socket(name)];
+        Server::try_start_as(program, &self.path(name), &options, &env).unwrap_or_else(|error| panic!("{name} did not start: {error}"))
     }
 
     /// The same, but the other modules are found in the registry, and the cache is on that Redis, too.

@@ -10,6 +10,7 @@ pub mod volume;
 pub mod wire;
 pub mod words;
 
+use crate::counted;
 use parking_lot::Mutex;
 use quickcomm::{
     calls::{self, DemoCall},
@@ -43,9 +44,18 @@ pub async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
     ALONE.lock().await
 }
 
+/// What is started as a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Quickcomm,
+    /// The same, but that its engine hears by counting samples.
+    Counting,
+}
+
 /// A running `quickcomm serve`.
 pub struct Server {
     child: Child,
+    program: Program,
     pub http: String,
     pub admin: String,
     pub grpc: Option<String>,
@@ -65,8 +75,13 @@ impl Server {
 
     /// The same, or what it said on stderr and its exit code.
     pub fn try_start(data: &Path, options: &[&str], env: &[(&str, &str)]) -> Result<Self, String> {
+        Self::try_start_as(Program::Quickcomm, data, options, env)
+    }
+
+    /// The same of another program.
+    pub fn try_start_as(program: Program, data: &Path, options: &[&str], env: &[(&str, &str)]) -> Result<Self, String> {
         let own = |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        launch(data, options.iter().map(|o| (*o).to_owned()).collect(), own(env))
+        launch(program, data, options.iter().map(|o| (*o).to_owned()).collect(), own(env))
     }
 
     /// kill -9, as a power cut for the process.
@@ -79,7 +94,7 @@ impl Server {
     pub fn kill_and_restart(&mut self) {
         self.kill();
         let (data, options, env) = (self.data.clone(), self.options.clone(), self.env.clone());
-        *self = launch(&data, options, env).unwrap_or_else(|error| panic!("the server did not come back: {error}"));
+        *self = launch(self.program, &data, options, env).unwrap_or_else(|error| panic!("the server did not come back: {error}"));
     }
 
     /// SIGTERM, then waits for the exit.
@@ -166,16 +181,23 @@ impl Drop for Server {
     }
 }
 
-fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Result<Server, String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quickcomm"));
-    command.arg("serve").arg("--json").arg("--data").arg(data);
+fn launch(program: Program, data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Result<Server, String> {
+    let mut arguments = vec!["serve".to_owned(), "--json".into(), "--data".into(), data.display().to_string()];
     let given = |name: &str| options.iter().any(|o| o == name);
     for (name, value) in [("--http", "127.0.0.1:0"), ("--admin", "127.0.0.1:0")] {
         if !given(name) {
-            command.args([name, value]);
+            arguments.extend([name.to_owned(), value.to_owned()]);
         }
     }
-    command.args(&options).env("QUICKCOMM_LOG__FILTER", "warn").envs(env.iter().map(|(k, v)| (k, v)));
+    arguments.extend(options.iter().cloned());
+    let mut command = match program {
+        Program::Quickcomm => Command::new(env!("CARGO_BIN_EXE_quickcomm")),
+        Program::Counting => counted::process::command(&arguments),
+    };
+    if program == Program::Quickcomm {
+        command.args(&arguments);
+    }
+    command.env("QUICKCOMM_LOG__FILTER", "warn").envs(env.iter().map(|(k, v)| (k, v)));
     command.current_dir(ROOT).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| e.to_string())?;
     let mut stderr = child.stderr.take().expect("stderr is piped");
@@ -192,8 +214,9 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
         }
         let _ = said.send(());
     });
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line).map_err(|e| e.to_string())?;
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+    // A program that is a test is announced as one first.
+    let line = stdout.find_map(|line| line.ok().and_then(|line| Some(line[line.find("{\"http\"")?..].to_owned()))).unwrap_or_default();
     if line.is_empty() {
         let status = child.wait().map_err(|e| e.to_string())?;
         let _ = ended.recv_timeout(Duration::from_secs(5));
@@ -212,6 +235,7 @@ fn launch(data: &Path, options: Vec<String>, env: Vec<(String, String)>) -> Resu
     }
     Ok(Server {
         child,
+        program,
         http: url("http"),
         admin: url("admin"),
         grpc: addresses["grpc"].as_str().map(str::to_owned),

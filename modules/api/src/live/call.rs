@@ -231,7 +231,7 @@ impl Call {
             (None, None) => events.push(Event::InsightCreated(insight)),
             (Some(detail), None) => {
                 let at = detail.insights.iter().rposition(|i| i.id == id);
-                if at.is_none_or(|at| detail.insights[at] != insight) {
+                if at.is_none_or(|at| !says_the_same(&detail.insights[at], &insight)) {
                     match at {
                         Some(at) => detail.insights[at] = insight.clone(),
                         None => detail.insights.push(insight.clone()),
@@ -416,6 +416,14 @@ impl Call {
     }
 }
 
+/// A promoted standby may have lacked an insight, which then was found out and stored again: that tells nobody anything.
+fn says_the_same(shown: &InsightRow, stored: &InsightRow) -> bool {
+    let mut again = stored.clone();
+    again.created_at = shown.created_at;
+    again.provenance.latency_ms = shown.provenance.latency_ms;
+    again == *shown
+}
+
 fn remember<T>(kept: &mut VecDeque<T>, item: T, most: usize) {
     if kept.len() == most {
         kept.pop_front();
@@ -500,5 +508,10 @@ mod tests {
         assert_eq!(announce(&mut call, insight(1, None), &[]), ["insight.created"]);
         assert_eq!(announce(&mut call, insight(2, None), &[1]), ["insight.created", "insight.superseded"]);
         assert!(announce(&mut call, insight(2, None), &[1]).is_empty());
+        let mut stored_again = insight(2, None);
+        (stored_again.created_at, stored_again.provenance.latency_ms) = (Utc::now(), 7);
+        assert!(announce(&mut call, stored_again.clone(), &[]).is_empty(), "a promoted standby lacked it");
+        stored_again.labels.clear();
+        assert_eq!(announce(&mut call, stored_again, &[]), ["insight.created"], "it says something else");
     }
 }

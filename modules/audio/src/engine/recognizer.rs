@@ -9,6 +9,21 @@ pub mod words;
 
 pub use moonshine::{Hearing, Moonshine};
 
+/// Hears stretches of speech a step at a time; lives on one worker's thread. [`Moonshine`] is the product's.
+pub trait Recognizer: 'static {
+    /// Stretches being heard, in step.
+    type Hearing;
+
+    /// Prepares to hear stretches of 16 kHz sound in step. `draft` is what is expected of a single one, or empty.
+    fn begin(&self, stretches: &[&[f32]], draft: Vec<i64>) -> Self::Hearing;
+    /// One step. Returns the stretches that are complete with it, by their place.
+    ///
+    /// # Errors
+    /// Says why none of the stretches will have text; each becomes a gap.
+    fn step(&mut self, hearing: &mut Self::Hearing) -> Result<Vec<(usize, Transcript)>, RecognizeError>;
+    fn is_over(hearing: &Self::Hearing) -> bool;
+}
+
 /// What the recognizer made of a stretch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transcript {

@@ -14,7 +14,7 @@ use super::{
     recognizer::{HeardWord, Transcript, agreement::Agreement, words::spread},
     resample::Resampler,
     scheduler::{Board, Class, Job, Ticket},
-    vad::{self, FRAME, Vad},
+    vad::{self, DetectError, Detector, FRAME},
 };
 use crate::metrics as names;
 use contracts::{
@@ -49,7 +49,7 @@ const ARRIVALS: u64 = 16 * 4000;
 /// What a session works with; all of it belongs to the worker.
 pub(super) struct Tools<'a> {
     pub(super) worker: usize,
-    pub(super) vad: &'a mut Vad,
+    pub(super) vad: &'a mut dyn Detector,
     pub(super) board: &'a Board,
     pub(super) load: &'a Load,
     pub(super) faults: &'a Faults,
@@ -258,7 +258,7 @@ impl Session {
     }
 
     /// Puts the frame that [`Self::consume`] stopped at among those to be scored.
-    pub(super) fn put(&mut self, vad: &mut Vad) {
+    pub(super) fn put(&mut self, vad: &mut dyn Detector) {
         let at = (self.scored - self.pcm_from) as usize;
         vad.put(&mut self.memory, &self.pcm[at..at + FRAME]);
     }
@@ -655,7 +655,7 @@ impl Session {
     }
 }
 
-pub(super) fn unscored(error: &ort::Error) -> CallError {
+pub(super) fn unscored(error: &DetectError) -> CallError {
     CallError::internal(format!("speech detection: {error}"))
 }
 

@@ -16,6 +16,23 @@ const CONTEXT: usize = 64;
 /// Numbers the model remembers of a channel: two rows of this many.
 const STATE: usize = 128;
 
+/// Scores frames of several channels together; lives on one worker's thread. [`Vad`] is the product's.
+pub trait Detector: 'static {
+    /// Adds a channel's next frame, of [`FRAME`] samples, to those that [`Self::run`] scores, at most [`MOST`] of them.
+    fn put(&mut self, memory: &mut Memory, frame: &[f32]);
+    /// Scores what was put in; each is then taken by its place.
+    ///
+    /// # Errors
+    /// Says why nothing was scored. The channels whose frames were put in end.
+    fn run(&mut self) -> Result<(), DetectError>;
+    /// The score, 0 to 1, of the channel that was put in at `place`; its memory follows.
+    fn take(&self, place: usize, memory: &mut Memory) -> f32;
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct DetectError(#[from] ort::Error);
+
 pub struct Vad {
     session: Session,
     rate: Tensor<i64>,
@@ -60,29 +77,10 @@ impl Vad {
     }
 
     /// How likely this is speech, 0 to 1. `frame` holds [`FRAME`] samples.
-    pub fn score(&mut self, memory: &mut Memory, frame: &[f32]) -> Result<f32, ort::Error> {
+    pub fn score(&mut self, memory: &mut Memory, frame: &[f32]) -> Result<f32, DetectError> {
         self.put(memory, frame);
         self.run()?;
         Ok(self.take(0, memory))
-    }
-
-    /// Adds a channel's next frame to those that [`Self::run`] scores, at most [`MOST`] of them.
-    pub fn put(&mut self, memory: &mut Memory, frame: &[f32]) {
-        debug_assert_eq!(frame.len(), FRAME);
-        memory.context.resize(CONTEXT, 0.0);
-        memory.state.resize(2 * STATE, 0.0);
-        self.frames.extend_from_slice(&memory.context);
-        self.frames.extend_from_slice(frame);
-        self.states.extend_from_slice(&memory.state);
-        memory.pass(frame);
-    }
-
-    /// Scores what was put in; each is then taken by its place.
-    pub fn run(&mut self) -> Result<(), ort::Error> {
-        let done = self.run_all();
-        self.frames.clear();
-        self.states.clear();
-        done
     }
 
     fn run_all(&mut self) -> Result<(), ort::Error> {
@@ -116,9 +114,27 @@ impl Vad {
         }
         Ok(())
     }
+}
 
-    /// The score of the channel that was put in at `place`; its memory follows.
-    pub fn take(&self, place: usize, memory: &mut Memory) -> f32 {
+impl Detector for Vad {
+    fn put(&mut self, memory: &mut Memory, frame: &[f32]) {
+        debug_assert_eq!(frame.len(), FRAME);
+        memory.context.resize(CONTEXT, 0.0);
+        memory.state.resize(2 * STATE, 0.0);
+        self.frames.extend_from_slice(&memory.context);
+        self.frames.extend_from_slice(frame);
+        self.states.extend_from_slice(&memory.state);
+        memory.pass(frame);
+    }
+
+    fn run(&mut self) -> Result<(), DetectError> {
+        let done = self.run_all();
+        self.frames.clear();
+        self.states.clear();
+        Ok(done?)
+    }
+
+    fn take(&self, place: usize, memory: &mut Memory) -> f32 {
         memory.state.copy_from_slice(&self.after[place * 2 * STATE..][..2 * STATE]);
         self.scores[place]
     }

@@ -8,11 +8,11 @@
 use super::{
     faults::{Faults, Place},
     load::{Load, Work},
-    recognizer::{Hearing, Moonshine, Transcript},
+    recognizer::{Recognizer, Transcript},
     scheduler::{Board, Job, Level, Ticket},
     session::{Session, Tools, unscored},
     settings::EngineSettings,
-    vad::{self, Vad},
+    vad::{self, Detector},
 };
 use crate::metrics as names;
 use contracts::{
@@ -110,12 +110,12 @@ impl Lost {
 }
 
 /// What a worker hears with.
-pub(super) struct Models {
-    pub(super) vad: Vad,
-    pub(super) recognizer: Moonshine,
+pub(super) struct Models<D, R> {
+    pub(super) vad: D,
+    pub(super) recognizer: R,
 }
 
-pub(super) type LoadModels = Box<dyn Fn() -> Result<Models, ModelError> + Send>;
+pub(super) type LoadModels<D, R> = Box<dyn Fn() -> Result<Models<D, R>, ModelError> + Send>;
 
 impl Floor {
     /// Wakes a worker that has nothing to do.
@@ -132,12 +132,12 @@ impl Floor {
     }
 }
 
-pub(super) struct Worker {
+pub(super) struct Worker<D, R: Recognizer> {
     index: usize,
     floor: Arc<Floor>,
     inbox: Receiver<Message>,
-    models: Models,
-    load: LoadModels,
+    models: Models<D, R>,
+    load: LoadModels<D, R>,
     /// Panics since the last recognition.
     in_a_row: usize,
     sessions: HashMap<u64, (Box<Session>, Slot)>,
@@ -149,27 +149,27 @@ pub(super) struct Worker {
     /// How long an idle worker lets sound gather once it has many sessions.
     gather: Duration,
     /// What is being recognized; the last interrupted those before it.
-    running: Vec<Running>,
+    running: Vec<Running<R::Hearing>>,
     swept: Instant,
     stopping: bool,
 }
 
 /// Recognitions in step; `None` where one is complete.
-struct Running {
+struct Running<H> {
     jobs: Vec<Option<Job>>,
     level: Level,
-    hearing: Hearing,
+    hearing: H,
     /// Working time so far, of all of them.
     spent: Duration,
 }
 
-impl Worker {
+impl<D: Detector, R: Recognizer> Worker<D, R> {
     /// Loads its models, which takes some tenths of a second.
     pub(super) fn open(
         index: usize,
         floor: Arc<Floor>,
         inbox: Receiver<Message>,
-        load: LoadModels,
+        load: LoadModels<D, R>,
         settings: &EngineSettings,
     ) -> Result<Self, ModelError> {
         Ok(Self {
@@ -430,7 +430,7 @@ impl Worker {
                         self.finish(job, share, Ok(Ok(transcript)));
                     }
                 }
-                if !running.hearing.is_over() {
+                if !R::is_over(&running.hearing) {
                     self.running.push(running);
                 }
             }
@@ -465,7 +465,7 @@ impl Worker {
         }
         histogram!(names::TOGETHER).record(jobs.len() as f64);
         let stretches: Vec<&[f32]> = jobs.iter().map(|job| job.pcm.as_slice()).collect();
-        match catch_unwind(AssertUnwindSafe(|| self.models.recognizer.begin_together(&stretches, draft))) {
+        match catch_unwind(AssertUnwindSafe(|| self.models.recognizer.begin(&stretches, draft))) {
             Ok(hearing) => {
                 self.running.push(Running { jobs: jobs.into_iter().map(Some).collect(), level, hearing, spent: Duration::ZERO });
             }

@@ -5,7 +5,7 @@
 //! A draft (the text as last heard, when the speech was shorter) is verified by the first step in one pass: what the decoder would have
 //! written anyway is kept, and writing goes on from the first difference. The text is the same as without; only the steps are fewer.
 
-use super::{HeardWord, RecognizeError, Transcript};
+use super::{HeardWord, RecognizeError, Recognizer, Transcript};
 use ort::{
     session::{Session, SessionInputValue},
     value::{DynValue, Tensor},
@@ -229,6 +229,22 @@ impl Moonshine {
             hearing.stage = Stage::Next { values };
         }
         complete
+    }
+}
+
+impl Recognizer for Moonshine {
+    type Hearing = Hearing;
+
+    fn begin(&self, stretches: &[&[f32]], draft: Vec<i64>) -> Hearing {
+        self.begin_together(stretches, draft)
+    }
+
+    fn step(&mut self, hearing: &mut Hearing) -> Result<Vec<(usize, Transcript)>, RecognizeError> {
+        Moonshine::step(self, hearing)
+    }
+
+    fn is_over(hearing: &Hearing) -> bool {
+        hearing.is_over()
     }
 }
 

@@ -1,0 +1,56 @@
+//! The database under counted calls: killed, and lost for good.
+
+use super::{RECONCILED_SOON, Strikes, house::House};
+use crate::support::{eventually, ground::Ground, postgres::Postgres};
+use rand::Rng;
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f10_a_killed_and_restarted_postgresql_leaves_the_rows_of_a_run_without() {
+    let Some(mut struck) = Strikes::on("F10", 5, Ground::lay_alone(), &[]) else { return };
+    struck
+        .survive(async |house: &mut House, moments| {
+            let away = Duration::from_millis(moments.random_range(0..1000));
+            let postgres = house.ground.postgres;
+            tokio::task::block_in_place(|| postgres.kill());
+            tokio::time::sleep(away).await;
+            tokio::task::block_in_place(|| postgres.start_again());
+        })
+        .await;
+    struck.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f11_a_promoted_standby_that_lacked_rows_has_the_rows_of_a_run_without() {
+    let Some(ground) = Ground::lay_alone() else { return };
+    let standby: &'static Postgres = Box::leak(Box::new(ground.postgres.standby()));
+    let host = |server: &Postgres| server.socket().display().to_string().replace('/', "%2F");
+    let both = format!("postgres://postgres@{},{}/{}", host(ground.postgres), host(standby), ground.database);
+    let settings = [("QUICKCOMM_API__RECORD__URL", both.as_str())].into_iter().chain(RECONCILED_SOON).collect::<Vec<_>>();
+    let Some(mut struck) = Strikes::on("F11", 1, Some(ground), &settings) else { return };
+    struck.tally.at_most(1); // there is one standby
+    struck.scene.tables.postgres = standby;
+    // A screen goes on showing what it was shown of the old server until it is loaded anew; only the record is asked here.
+    struck.scene.watched = 0;
+    struck
+        .survive(async |house: &mut House, _| {
+            let (primary, database) = (house.ground.postgres, house.ground.database.clone());
+            let rows = |server: &Postgres| server.sql(&database, "SELECT count(*) FROM segments").parse::<u64>().unwrap();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
+            standby.sql("postgres", "SELECT pg_reload_conf()");
+            let stopped = "SELECT count(*) FROM pg_stat_wal_receiver";
+            eventually("the standby follows no more", Duration::from_secs(10), async || {
+                (standby.sql("postgres", stopped) == "0").then_some(())
+            })
+            .await;
+            let behind = async || (rows(primary) >= rows(standby) + 10).then(|| (rows(primary), rows(standby)));
+            let (had, has) = eventually("rows are committed that the standby lacks", Duration::from_secs(30), behind).await;
+            tokio::task::block_in_place(|| primary.kill());
+            println!("the primary died with {had} segments, the standby had {has}");
+            tokio::task::block_in_place(|| standby.promote());
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        })
+        .await;
+    struck.end();
+}
