@@ -77,6 +77,9 @@ pub struct Part {
     pub cpu: f64,
 }
 
+/// What others wait for when it is away or full, the gravest first. Without cache and registry they only do with less.
+const HOLD_UP: [&str; 3] = ["record", "recordings", "bus"];
+
 impl Topology {
     pub(crate) fn of(status: &Status) -> Self {
         let report = status.report();
@@ -101,10 +104,10 @@ impl Topology {
             process: cpu,
             machine: machine_cpu,
             modules: modules.iter().map(|module| seen(module, &routes, lately.as_ref())).collect(),
-            trouble: modules
-                .iter()
-                .find(|load| load.module.state == ModuleState::Degraded)
-                .map(|load| (load.module.name.clone(), load.module.detail.clone())),
+            trouble: HOLD_UP.iter().find_map(|name| {
+                let load = modules.iter().find(|load| load.module.name == *name && load.module.state == ModuleState::Degraded)?;
+                Some((load.module.name.clone(), load.module.detail.clone()))
+            }),
         };
         Self {
             process: Process {
