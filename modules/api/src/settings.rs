@@ -42,8 +42,10 @@ pub struct RecordSettings {
     pub queue: usize,
     /// Connections that read. Default 4.
     pub readers: usize,
-    /// How long a segment or insight waits for what must come before it, in ms. Default 2000.
+    /// How long a segment waits for what must come before it, in ms; then its producer is reminded. Default 2000.
     pub park_ms: u64,
+    /// How long an insight waits for its utterance, in ms: longer than it takes until a lost one is sent again. Default 30000.
+    pub orphan_ms: u64,
     /// How often the relay looks for changes nobody woke it for, in ms; on PostgreSQL at least every 200. Default 1000.
     pub relay_poll_ms: u64,
     /// How often the record looks for turns that nobody has understood, in s; 0 for never. Default 30.
@@ -66,6 +68,7 @@ impl Default for RecordSettings {
             queue: 1024,
             readers: 4,
             park_ms: 2_000,
+            orphan_ms: 30_000,
             relay_poll_ms: 1_000,
             reconcile_s: 30,
             reconcile_after_s: 60,
@@ -85,6 +88,7 @@ impl RecordSettings {
         within("queue", self.queue as u64, 1, 1_000_000)?;
         within("readers", self.readers as u64, 1, 64)?;
         within("park_ms", self.park_ms, 0, 60_000)?;
+        within("orphan_ms", self.orphan_ms, 0, 600_000)?;
         within("relay_poll_ms", self.relay_poll_ms, 10, 60_000)?;
         within("reconcile_s", self.reconcile_s, 0, 86_400)?;
         within("reconcile_after_s", self.reconcile_after_s, 0, 86_400)?;

@@ -1,5 +1,7 @@
 //! How often a fault strikes, and what came of it. `make test` tries a few; `make faults` many more, and prints a row for each kind.
 
+#![allow(dead_code)] // each user needs its part
+
 use std::env;
 
 /// How many times: what `FAULTS` says, or else `usual`.

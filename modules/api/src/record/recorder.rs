@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - an entry is acknowledged after its transaction, or when it can never be stored (counted and logged);
-//! - what comes too early waits in memory, already acknowledged, because the bus holds back whatever follows it; after `park_ms` it is
-//!   dropped and its producer reminded of the watermark, from which it sends again;
+//! - what comes too early waits in memory, already acknowledged, because the bus holds back whatever follows it; after `park_ms` a
+//!   segment is dropped and its producer reminded of the watermark, from which it sends again; an insight waits longer, for that;
 //! - one batch at a time: while it is written, the next one gathers.
 
 use super::{ChangeRows, Record, insights::Recorded};
@@ -78,7 +78,7 @@ pub(super) async fn insights(record: &Record, stop: &CancellationToken) {
     let Some(mut source) = Source::join(record, signal::INSIGHTS, stop).await else { return };
     let mut changes = record.subscribe();
     let mut orphans: HashMap<UtteranceId, Vec<Waiting<Insight>>> = HashMap::new();
-    let park = Duration::from_millis(record.settings.park_ms);
+    let park = Duration::from_millis(record.settings.orphan_ms);
     loop {
         let oldest = orphans.values().flatten().map(|w| w.since).min();
         let mut ready = tokio::select! {
