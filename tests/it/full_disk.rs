@@ -76,7 +76,7 @@ async fn a_call_while_the_disk_is_full(server: &Server, volume: &Volume, kept_on
     assert!(told.iter().zip(&recorded).all(|(told, recorded)| told.starts_with(recorded.as_str())), "{told:?} {recorded:?}");
     assert!(told.iter().map(String::len).sum::<usize>() > recorded.iter().map(String::len).sum::<usize>(), "text goes on all the same");
     // New callers are refused before they have spoken, and told when to try.
-    let refused = speak(&call, &server.http, None).await.err().expect("there is no room for another call").to_string();
+    let refused = speak(&call, &server.http, None).await.expect_err("there is no room for another call").to_string();
     println!("a new caller: {refused}");
     assert!(refused.contains("503") && refused.contains("full") || refused.contains("No space left"), "{refused}");
     let file = std::fs::read(Path::new(crate::support::ROOT).join("tests/fixtures/calls").join(first_recording())).unwrap();
