@@ -54,8 +54,7 @@ async fn answer(question: &Question) {
     let mut best = None;
     let mut channels = question.start;
     if let Some(fixed) = std::env::var("CHANNELS").ok().and_then(|n| n.parse().ok()) {
-        (channels, held, broken) = (fixed, fixed, fixed);
-        report(question, fixed, &trial(question, fixed).await);
+        return report(question, fixed, &trial(question, fixed).await); // one try says nothing of what is held
     }
     while broken.saturating_sub(held) > 4 && channels > 0 {
         let mut passes = vec![];

@@ -30,7 +30,7 @@ async fn f11_a_promoted_standby_that_lacked_rows_has_the_rows_of_a_run_without()
     let Some(mut struck) = Strikes::on("F11", 1, Some(ground), &settings) else { return };
     struck.tally.at_most(1); // there is one standby
     struck.scene.tables.postgres = standby;
-    // A screen goes on showing what it was shown of the old server until it is loaded anew; only the record is asked here.
+    // Only the record is asked here: a screen that was open before did not show the same within 30 s, and why is not known.
     struck.scene.watched = 0;
     struck
         .survive(async |house: &mut House, _| {
