@@ -1,9 +1,7 @@
 //! llama.cpp's own server on a tiny model with random weights, which the test makes. The model knows nothing; what is shown is that the server
 //! takes our question, holds the answer to our schema, and that a real answer passes or is refused for a reason that is counted.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-mod support;
-
+use crate::support::{self, ask, cx, utterance};
 use contracts::{
     Inference,
     audio::Role,
@@ -17,7 +15,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
-use support::{ask, cx, utterance};
 
 /// Ends with its standard input, and is killed by pid otherwise.
 struct Llama {

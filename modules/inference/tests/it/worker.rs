@@ -1,9 +1,6 @@
 //! The transcript worker over the bus in memory, with the fakes of the contracts.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/turns.rs"]
-mod turns;
-
+use crate::turns::{hear, say, speech};
 use contracts::{
     CallCx, CallError, ChannelIndex, ConversationId, Conversations, Encoding, SampleRate, TraceCx,
     audio::{ChannelSpec, Role, SegmentBody},
@@ -23,7 +20,6 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use turns::{hear, say, speech};
 
 struct Bench {
     bus: Memory,

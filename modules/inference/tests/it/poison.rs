@@ -1,9 +1,6 @@
 //! F22: one turn that makes the module panic, among ten thousand on a real Redis.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/turns.rs"]
-mod turns;
-
+use crate::turns::{PATIENCE, entry, hear, speech};
 use async_trait::async_trait;
 use contracts::{
     CallCx, CallError, ConversationId, EventStream, Inference,
@@ -19,7 +16,6 @@ use platform::{
 };
 use std::{collections::HashSet, sync::Arc};
 use tokio_util::sync::CancellationToken;
-use turns::{PATIENCE, entry, hear, speech};
 
 const TURNS: u64 = 10_000;
 const POISON: u64 = 4_321;

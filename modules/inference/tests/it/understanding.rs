@@ -1,7 +1,9 @@
 //! What the module promises its callers, with real models where they are on disk, and without.
 
-mod support;
-
+use crate::support::{
+    self, Fit, answers, answers_apart, ask, calls, cx, intent_of, local, models, normalized, patient, rules, sentiment_of, six_grams,
+    turns, utterance,
+};
 use contracts::{
     CallCx, ErrorKind, Inference,
     audio::Role,
@@ -11,10 +13,6 @@ use contracts::{
 use futures::StreamExt;
 use inference::{Local, Settings};
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
-use support::{
-    Fit, answers, answers_apart, ask, calls, cx, intent_of, local, models, normalized, patient, rules, sentiment_of, six_grams, turns,
-    utterance,
-};
 
 fn labels(insights: &[Insight]) -> Vec<(String, Option<String>)> {
     insights.iter().map(|i| (i.labels.first().map_or(String::new(), |l| l.name.clone()), i.abstained.clone())).collect()

@@ -1,12 +1,8 @@
 //! The rung above the classifier against a server that answers well, badly, late, or not at all. Rules are the rung below it.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/over_rules.rs"]
-mod over_rules;
-#[path = "support/scripted.rs"]
-mod scripted;
-mod support;
-
+use crate::over_rules::{Script, at, counted, failures, over_rules, recorder, settings};
+use crate::scripted::{Play, Scripted, Seen, Talk};
+use crate::support::{self, ask, cx, utterance};
 use contracts::{
     CallCx, ConversationId, Inference, TenantId,
     audio::Role,
@@ -15,9 +11,7 @@ use contracts::{
 };
 use inference::{LlmSettings, Local, Settings};
 use metrics_exporter_prometheus::PrometheusRecorder;
-use over_rules::{Script, at, counted, failures, over_rules, recorder, settings};
 use platform::cache::Front;
-use scripted::{Play, Scripted, Seen, Talk};
 use serde_json::json;
 use std::{
     fs,
@@ -28,7 +22,6 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use support::{ask, cx, utterance};
 
 /// A turn of a conversation of its own.
 fn turn(n: u128, text: &str) -> Analyze {

@@ -1,13 +1,8 @@
 //! Answers of a language model in a cache that inference nodes share: a real Redis, which may go, and may be tampered with.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/over_rules.rs"]
-mod over_rules;
-#[path = "support/scripted.rs"]
-mod scripted;
-#[path = "support/turns.rs"]
-mod turns;
-
+use crate::over_rules::{PATIENT_MS, over_rules, settings};
+use crate::scripted::{Scripted, Seen};
+use crate::turns::{hear, say, speech};
 use contracts::{
     ConversationId,
     inference::{Insight, Tier},
@@ -15,16 +10,13 @@ use contracts::{
     testing::FakeConversations,
 };
 use inference::{LlmSettings, Worker, settings::WorkerSettings};
-use over_rules::{PATIENT_MS, over_rules, settings};
 use platform::{
     bus::{Bus, Consumer, Memory, Url},
     cache::{Front, Kind, Settings},
     testing::RedisServer,
 };
-use scripted::{Scripted, Seen};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use turns::{hear, say, speech};
 
 /// A process that hosts inference and the worker, with a bus of its own: what is said to one is not said to the other.
 struct Node {

@@ -1,9 +1,6 @@
 //! Turns that a lower rung answered, while the better one is away, and after. The worker sees rungs only in what insights and status say.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/turns.rs"]
-mod turns;
-
+use crate::turns::{self, hear};
 use async_trait::async_trait;
 use contracts::{
     CallCx, CallError, ConversationId, EventStream, Inference, InsightId, RunId, TraceCx,
@@ -24,7 +21,6 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use turns::hear;
 
 /// A language model over rules, as one module.
 #[derive(Default)]

@@ -1,10 +1,7 @@
 //! Labels and prompts that are changed while turns are understood.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/scripted.rs"]
-mod scripted;
-mod support;
-
+use crate::scripted::{Scripted, Seen};
+use crate::support::{self, ask, cx, utterance};
 use contracts::{
     Inference,
     audio::Role,
@@ -12,7 +9,6 @@ use contracts::{
 };
 use inference::{LlmSettings, Local, Settings};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use scripted::{Scripted, Seen};
 use std::{
     fs,
     path::Path,
@@ -22,7 +18,6 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use support::{ask, cx, utterance};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

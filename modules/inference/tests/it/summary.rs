@@ -1,12 +1,8 @@
 //! Calls summed up by a language model that points at what was said, well or badly. Sentences chosen by rules are the rung below it.
-#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
-#[path = "support/over_rules.rs"]
-mod over_rules;
-#[path = "support/scripted.rs"]
-mod scripted;
-mod support;
-
+use crate::over_rules::{Script, at, counted, failures, over_rules, recorder, settings};
+use crate::scripted::{Play, Scripted, Seen};
+use crate::support::{cx, utterance};
 use contracts::{
     CallCx, ConversationId, ErrorKind, Inference,
     audio::Role,
@@ -15,12 +11,9 @@ use contracts::{
 use futures::TryStreamExt;
 use inference::{LlmSettings, Local};
 use metrics_exporter_prometheus::PrometheusRecorder;
-use over_rules::{Script, at, counted, failures, over_rules, recorder, settings};
 use platform::cache::Front;
-use scripted::{Play, Scripted, Seen};
 use serde_json::{Value, json};
 use std::time::Duration;
-use support::{cx, utterance};
 
 const CALL: [(Role, &str); 5] = [
     (Role::Agent, "Good morning. How can I help?"),
