@@ -19,6 +19,7 @@ struct House {
 
 impl House {
     fn start(folder: &Path, redis: &RedisServer) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
         let socket = |name: &str| format!("unix:{}", folder.join(name).display());
         let (front, inference, url) = (socket("front.sock"), socket("inference.sock"), redis.url());
         let at = |endpoint: &str| format!("[\"{endpoint}\"]");
@@ -78,33 +79,37 @@ async fn calls_over_redis_leave_the_same_rows_as_in_one_process_also_when_it_die
     if models().is_none() {
         return;
     }
-    let Some(mut redis) = RedisServer::start(&["--appendonly", "yes"]) else { return };
+    let (Some(redis), Some(mut mortal)) = (RedisServer::start(&["--appendonly", "yes"]), RedisServer::start(&["--appendonly", "yes"]))
+    else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let alone = Server::start(&folder.path().join("one"), &[], &[]);
-    let expected = rows(&alone, true).await;
-    assert!(alone.stop());
-
-    let house = House::start(folder.path(), &redis);
-    same(&rows(&house.front, true).await, &expected);
-    let status = house.front.get("/v1/admin/status").await;
-    let bus = status["modules"].as_array().unwrap().iter().find(|m| m["name"] == "bus").expect("the bus is shown").clone();
-    assert_eq!((bus["detail"].as_str(), bus["endpoint"].as_str()), (Some("serving"), Some(redis.url().as_str())));
+    let house = House::start(&folder.path().join("two"), &redis);
+    let struck = House::start(&folder.path().join("struck"), &mortal);
 
     let faults = async {
         tokio::time::sleep(Duration::from_secs(6)).await;
-        redis.ask::<String>(&["FLUSHALL"]);
+        mortal.ask::<String>(&["FLUSHALL"]);
         tokio::time::sleep(Duration::from_secs(6)).await;
-        redis.kill();
+        mortal.kill();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let shown = house.front.get("/v1/admin/status").await.to_string();
-        redis.start_again();
+        let shown = struck.front.get("/v1/admin/status").await.to_string();
+        mortal.start_again();
         shown
     };
     // A turn that was committed and that Redis forgot before it was understood stays without insight until it is reconciled.
-    let (kept, shown) = tokio::join!(rows(&house.front, false), faults);
-    same(&kept, &expected);
+    let (expected, over_redis, under_faults, shown) =
+        tokio::join!(rows(&alone, true), rows(&house.front, true), rows(&struck.front, false), faults);
+    same(&over_redis, &expected);
+    same(&under_faults, &expected);
     assert!(shown.contains("what is said is kept until it is back"), "{shown}");
+    let status = house.front.get("/v1/admin/status").await;
+    let bus = status["modules"].as_array().unwrap().iter().find(|m| m["name"] == "bus").expect("the bus is shown").clone();
+    assert_eq!((bus["detail"].as_str(), bus["endpoint"].as_str()), (Some("serving"), Some(redis.url().as_str())));
+    assert!(alone.stop());
     house.stop();
+    struck.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]

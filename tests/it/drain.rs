@@ -2,7 +2,7 @@
 
 use crate::{
     calls::{all, play, recorded_text},
-    support::{Server, alone, demo_calls, eventually, models, script_text, texts, words},
+    support::{Server, demo_calls, eventually, models, room, script_text, texts, words},
 };
 use quickcomm::client::ServerMessage;
 use serde_json::Value;
@@ -16,7 +16,7 @@ async fn streams(front: &Server) -> Vec<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_call_outlives_the_process_that_heard_it() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }

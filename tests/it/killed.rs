@@ -4,9 +4,9 @@ use crate::{
     calls::{all, play, recorded_text},
     moving::{check, front, host, lines},
     support::{
-        Server, alone, demo_calls, eventually,
+        Server, demo_calls, eventually,
         faults::{Tally, times},
-        models, script_text,
+        models, room, script_text,
         wire::{Weather, Wire},
         words,
     },
@@ -63,7 +63,7 @@ async fn until_streams_are_elsewhere(server: &Server, before: usize, limit: Dura
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_audio_process_costs_no_word_of_a_live_call() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }
@@ -117,7 +117,7 @@ struct Answered {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_inference_process_is_answered_for_within_a_second() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }
@@ -172,7 +172,7 @@ async fn ask_until(client: reqwest::Client, url: String, enough: CancellationTok
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_network_between_modules_costs_no_word_of_a_live_call() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }
@@ -217,7 +217,7 @@ async fn a_dead_network_between_modules_costs_no_word_of_a_live_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_and_uneven_network_between_modules_changes_neither_words_nor_order() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }
@@ -241,7 +241,7 @@ async fn a_late_and_uneven_network_between_modules_changes_neither_words_nor_ord
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_whose_connection_is_dead_gives_its_places_back_and_loses_no_word() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }

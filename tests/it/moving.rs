@@ -2,7 +2,7 @@
 
 use crate::{
     calls::{all, play, recorded_text},
-    support::{Server, alone, demo_calls, models, script_text, texts, words},
+    support::{Server, demo_calls, models, room, script_text, texts, words},
 };
 use quickcomm::{
     calls::{DemoCall, Turn},
@@ -110,7 +110,7 @@ fn moves(log: &str) -> BTreeMap<(String, u64), usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_move_there_and_back_every_five_seconds_and_lose_no_word() {
-    let _alone = alone().await;
+    let _room = room().await;
     if models().is_none() {
         return;
     }

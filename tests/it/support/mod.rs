@@ -25,6 +25,7 @@ use std::{
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -38,10 +39,18 @@ pub fn models() -> Option<PathBuf> {
     None
 }
 
-/// For journeys that load every core, or tell how long something took: one of them at a time.
-pub async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
-    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    ALONE.lock().await
+/// Journeys with many callers at once, or that tell how long something took.
+const AT_ONCE: u32 = 2;
+static ROOM: Semaphore = Semaphore::const_new(AT_ONCE as usize);
+
+/// For one of those: as many at a time as two cores have room for.
+pub async fn room() -> SemaphorePermit<'static> {
+    ROOM.acquire().await.unwrap()
+}
+
+/// For one that loads every core: none of the others meanwhile.
+pub async fn alone() -> SemaphorePermit<'static> {
+    ROOM.acquire_many(AT_ONCE).await.unwrap()
 }
 
 /// What is started as a server.
