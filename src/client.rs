@@ -391,10 +391,12 @@ impl Caller {
                         return Ok(socket);
                     }
                 }
-                Err(error @ (ClientError::Unreachable(..) | ClientError::Refused { status: 503, .. })) if Instant::now() >= give_up => {
+                Err(error @ (ClientError::Unreachable(..) | ClientError::Refused { status: 503 | 507, .. }))
+                    if Instant::now() >= give_up =>
+                {
                     return Err(error);
                 }
-                Err(ClientError::Unreachable(..) | ClientError::Refused { status: 503, .. }) => {}
+                Err(ClientError::Unreachable(..) | ClientError::Refused { status: 503 | 507, .. }) => {}
                 Err(error) => return Err(error),
             }
         }

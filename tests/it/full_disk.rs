@@ -78,12 +78,12 @@ async fn a_call_while_the_disk_is_full(server: &Server, volume: &Volume, kept_on
     // New callers are refused before they have spoken, and told when to try.
     let refused = speak(&call, &server.http, None).await.expect_err("there is no room for another call").to_string();
     println!("a new caller: {refused}");
-    assert!(refused.contains("503") && refused.contains("full") || refused.contains("No space left"), "{refused}");
+    assert!(refused.contains("507") && (refused.contains("full") || refused.contains("No space left")), "{refused}");
     let file = std::fs::read(Path::new(crate::support::ROOT).join("tests/fixtures/calls").join(first_recording())).unwrap();
     let answer = Client::new().post(format!("{}/v1/listen", server.http)).body(file).send().await.unwrap();
     let (status, after, body) = (answer.status().as_u16(), answer.headers().contains_key("retry-after"), answer.text().await.unwrap());
     println!("a file: {status} {body}");
-    assert!(status == 503 && after && (body.contains("full") || body.contains("No space left")), "{status} {body}");
+    assert!(status == 507 && after && (body.contains("full") || body.contains("No space left")), "{status} {body}");
 
     volume.make_room();
     let from = Instant::now();

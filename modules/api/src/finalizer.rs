@@ -14,7 +14,9 @@ mod webhook;
 
 use crate::{
     Record, metrics as names,
-    record::{ChangeRows, Claim, Finalization, Finding, Follow, Outcome, Quality, Score, Step, UtteranceKind, UtteranceRow},
+    record::{
+        ChangeRows, Changes, Claim, Finalization, Finding, Follow, Missed, Outcome, Quality, Score, Step, UtteranceKind, UtteranceRow,
+    },
 };
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -25,7 +27,7 @@ use contracts::{
 use futures::TryStreamExt as _;
 pub use settings::Settings;
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use webhook::Webhook;
@@ -293,15 +295,15 @@ fn stands_in(tiers: &[TierStatus]) -> bool {
 }
 
 /// Returns when a conversation may have become due.
-async fn closing(changes: &mut tokio::sync::broadcast::Receiver<Arc<crate::record::Change>>) {
+async fn closing(changes: &mut Changes) {
     loop {
         match changes.recv().await {
             Ok(change) => match &change.rows {
                 ChangeRows::Conversation(row) if matches!(row.finalization, Some(Finalization::Closing | Finalization::Scoring)) => return,
                 _ => {}
             },
-            Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => std::future::pending().await,
+            Err(Missed::Behind(_) | Missed::Another) => return,
+            Err(Missed::Closed) => std::future::pending().await,
         }
     }
 }

@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Busy,
     /// The module is not there, or is leaving.
     Unavailable,
+    /// What was sent would have to be kept, and the disk has no room.
+    SpoolFull,
     DeadlineExceeded,
     /// The caller gave up.
     Cancelled,
@@ -43,13 +45,14 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::InvalidInput,
         Self::TooLarge,
         Self::NotFound,
         Self::Conflict,
         Self::Busy,
         Self::Unavailable,
+        Self::SpoolFull,
         Self::DeadlineExceeded,
         Self::Cancelled,
         Self::Panicked,
@@ -59,7 +62,8 @@ impl ErrorKind {
 
     /// Whether the same may succeed a little later.
     pub fn may_pass(self) -> bool {
-        matches!(self, Self::Busy | Self::Unavailable | Self::DeadlineExceeded | Self::Cancelled | Self::Unknown)
+        use ErrorKind::{Busy, Cancelled, DeadlineExceeded, SpoolFull, Unavailable, Unknown};
+        matches!(self, Busy | Unavailable | SpoolFull | DeadlineExceeded | Cancelled | Unknown)
     }
 
     /// A closed set: safe as a metric label and as `code` of a problem document.
@@ -71,6 +75,7 @@ impl ErrorKind {
             Self::Conflict => "conflict",
             Self::Busy => "busy",
             Self::Unavailable => "unavailable",
+            Self::SpoolFull => "spool_full",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Cancelled => "cancelled",
             Self::Panicked => "panicked",
@@ -121,6 +126,9 @@ impl CallError {
     }
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, Retry::Safe, detail)
+    }
+    pub fn spool_full(after: Duration, detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::SpoolFull, Retry::After(after), detail)
     }
     pub fn internal(detail: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, Retry::Never, detail)

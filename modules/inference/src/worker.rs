@@ -4,6 +4,7 @@
 //! - an entry is acknowledged after its insights are published; a crash before that repeats it, and repeated insights have the same ids;
 //! - turns of one conversation are worked on one after the other, at most `concurrency` conversations at once, in the order they came:
 //!   a conversation with a backlog holds one place, never all;
+//! - a turn waits here until the record says who speaks, because that decides what it means; the bus does not count that as tries;
 //! - a turn that cannot be understood after some tries gets a pending insight that says so: the screen is never blank;
 //! - an entry that can never be understood goes to the dead letters, whole, with why; when many fail, it is what they depend on: then
 //!   reading pauses, and nothing is given up;
@@ -72,6 +73,8 @@ struct Group {
 struct Kept {
     /// Known once the record has told.
     channels: Option<HashMap<ChannelIndex, (Role, SampleRate)>>,
+    /// Why the record has not told just now.
+    untold: Option<CallError>,
     turns: VecDeque<Utterance>,
     used: u64,
 }
@@ -80,10 +83,14 @@ enum Outcome {
     Done(EntryId),
     /// Give it back after this time.
     Again(EntryId, Duration),
+    /// Keep them, in order, and try them again after this time.
+    Held(Vec<Delivery>, Duration),
 }
 
 /// Why a turn was not understood.
 enum Failed {
+    /// The record does not say who speaks.
+    Untold(CallError),
     Call(CallError),
     Bus(BusError),
 }
@@ -125,6 +132,7 @@ impl Worker {
         let mut waiting: VecDeque<Group> = VecDeque::new();
         let mut working: FuturesUnordered<BoxFuture<'_, (Group, Vec<Outcome>)>> = FuturesUnordered::new();
         let mut resting: FuturesUnordered<BoxFuture<'_, EntryId>> = FuturesUnordered::new();
+        let mut held: FuturesUnordered<BoxFuture<'_, Vec<Delivery>>> = FuturesUnordered::new();
         loop {
             while working.len() < self.settings.concurrency
                 && let Some(group) = waiting.pop_front()
@@ -132,30 +140,36 @@ impl Worker {
                 working.push(self.work(group).boxed());
             }
             let pause = self.health.lock().pause();
-            tokio::select! {
+            let taken = tokio::select! {
                 biased; // stopping and finished work come before new work
                 () = stop.cancelled() => break,
                 Some((group, outcomes)) = working.next() => {
                     remember(&mut memory, group, self.settings.remembered);
-                    settle(&mut *consumer, outcomes, &mut resting).await?;
+                    settle(&mut *consumer, outcomes, &mut resting, &mut held).await?;
+                    continue;
                 }
-                Some(id) = resting.next() => consumer.nack(&[id]).await?,
-                () = sleep_until(pause), if pause.is_some() => {}
+                Some(id) = resting.next() => {
+                    consumer.nack(&[id]).await?;
+                    continue;
+                }
+                () = sleep_until(pause), if pause.is_some() => continue,
+                Some(deliveries) = held.next() => deliveries,
                 // Cancel-safe by its contract. Groups of one batch that wait for a place keep the next batch in the bus.
                 taken = consumer.next(self.settings.batch), if pause.is_none() && waiting.is_empty() && working.len() < self.settings.concurrency => {
                     let taken = taken?;
                     if taken.is_empty() {
                         return Ok(());
                     }
-                    for delivery in taken {
-                        clock += 1;
-                        match waiting.iter_mut().find(|g| g.key == delivery.key) {
-                            Some(group) => group.deliveries.push(delivery),
-                            None => {
-                                let kept = Kept { used: clock, ..memory.remove(&delivery.key).unwrap_or_default() };
-                                waiting.push_back(Group { key: delivery.key.clone(), kept, deliveries: vec![delivery] });
-                            }
-                        }
+                    taken
+                }
+            };
+            for delivery in taken {
+                clock += 1;
+                match waiting.iter_mut().find(|g| g.key == delivery.key) {
+                    Some(group) => group.deliveries.push(delivery),
+                    None => {
+                        let kept = Kept { used: clock, ..memory.remove(&delivery.key).unwrap_or_default() };
+                        waiting.push_back(Group { key: delivery.key.clone(), kept, deliveries: vec![delivery] });
                     }
                 }
             }
@@ -163,7 +177,7 @@ impl Worker {
         let last = Duration::from_millis(self.settings.budget_ms);
         let finish = async {
             while let Some((_, outcomes)) = working.next().await {
-                settle(&mut *consumer, outcomes, &mut resting).await?;
+                settle(&mut *consumer, outcomes, &mut resting, &mut held).await?;
             }
             Ok(())
         };
@@ -171,23 +185,35 @@ impl Worker {
     }
 
     async fn work(&self, mut group: Group) -> (Group, Vec<Outcome>) {
+        let begun = Instant::now();
         let mut outcomes = vec![];
+        let mut held = vec![];
+        group.kept.untold = None; // asked again, once for all of them
         for delivery in std::mem::take(&mut group.deliveries) {
             let (id, attempt) = (delivery.id, delivery.attempt);
-            let outcome = self.understand(&mut group.kept, delivery).await;
-            outcomes.push(match outcome {
+            let outcome = self.understand(&mut group.kept, &delivery).await;
+            match outcome {
                 Ok(()) => {
                     self.given_back.lock().remove(&id);
-                    Outcome::Done(id)
+                    outcomes.push(Outcome::Done(id));
                 }
                 Err(failed) => {
                     metrics::counter!(names::WORKER_RETRIED).increment(1);
                     *self.given_back.lock().entry(id).or_default() += 1;
                     let rest = self.rest(&failed, attempt);
                     debug!(attempt, rest_ms = rest.as_millis() as u64, reason = %failed, "a turn is tried again");
-                    Outcome::Again(id, rest)
+                    match failed {
+                        Failed::Untold(_) => held.push((delivery, rest)),
+                        Failed::Call(_) | Failed::Bus(_) => outcomes.push(Outcome::Again(id, rest)),
+                    }
                 }
-            });
+            }
+        }
+        // In order, so they wait for each other.
+        if let Some(rest) = held.iter().map(|(_, rest)| *rest).max() {
+            let waited = begun.elapsed() + rest;
+            let later = |(delivery, _): (Delivery, _)| Delivery { attempt: delivery.attempt + 1, age: delivery.age + waited, ..delivery };
+            outcomes.push(Outcome::Held(held.into_iter().map(later).collect(), rest));
         }
         (group, outcomes)
     }
@@ -196,7 +222,9 @@ impl Worker {
     fn rest(&self, failed: &Failed, attempt: u32) -> Duration {
         let doubled = Duration::from_millis(self.settings.backoff_ms).saturating_mul(1 << attempt.saturating_sub(1).min(10));
         let asked = match failed {
-            Failed::Call(CallError { retry: Retry::After(time), .. }) => *time,
+            Failed::Untold(CallError { retry: Retry::After(time), .. }) | Failed::Call(CallError { retry: Retry::After(time), .. }) => {
+                *time
+            }
             _ => Duration::ZERO,
         };
         doubled.mul_f64(rand::random_range(0.75..1.25)).max(asked).min(LONGEST_REST)
@@ -212,7 +240,7 @@ impl Worker {
         self.bus.publish(DEAD, vec![entry]).await.map_err(Failed::Bus)
     }
 
-    async fn understand(&self, kept: &mut Kept, delivery: Delivery) -> Result<(), Failed> {
+    async fn understand(&self, kept: &mut Kept, delivery: &Delivery) -> Result<(), Failed> {
         let begun = Instant::now();
         let segment: Segment = match serde_json::from_slice(&delivery.payload) {
             Ok(segment) => segment,
@@ -220,14 +248,14 @@ impl Worker {
                 metrics::counter!(names::WORKER_UNREADABLE).increment(1);
                 // serde's own text quotes what it read.
                 let place = format!("no segment: {:?} error at column {}", error.classify(), error.column());
-                return self.bury(&delivery, &place).await;
+                return self.bury(delivery, &place).await;
             }
         };
         let SegmentBody::Speech(spoken) = &segment.body else { return Ok(()) };
         if spoken.words.is_empty() {
             return Ok(());
         }
-        let mut cx = CallCx::new(self.budget(&delivery)).for_conversation(segment.conversation).traced(delivery.trace.child());
+        let mut cx = CallCx::new(self.budget(delivery)).for_conversation(segment.conversation).traced(delivery.trace.child());
         let mut span = Span::begin("understand", Side::Consumer, cx.trace, delivery.trace);
         span.note("attempt", i64::from(delivery.attempt));
         span.note("waited_ms", delivery.age.as_millis() as i64);
@@ -238,11 +266,22 @@ impl Worker {
         if lost >= LOST_WITH_READERS && !self.health.lock().is_failing() {
             let error = CallError::panicked(&"its readers were lost with it");
             let utterance = kept.utterance(&segment, spoken);
-            self.bury(&delivery, &format!("{error} ({lost} times)")).await?;
+            self.bury(delivery, &format!("{error} ({lost} times)")).await?;
             return self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await;
         }
-        self.learn(&cx, kept, &segment, last_try).await?;
+        let told = self.learn(&cx, kept, &segment).await;
         let utterance = kept.utterance(&segment, spoken);
+        if let Err(error) = told {
+            let passes = error.kind.may_pass();
+            if last_try && !passes {
+                self.bury(delivery, &format!("nobody can tell who speaks: {}: {error}", error.kind.name())).await?;
+            }
+            // Meanwhile the reader sees why; once, for the record keeps it.
+            if delivery.attempt == self.settings.attempts || (last_try && !passes) {
+                self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await?;
+            }
+            return if last_try && !passes { Ok(()) } else { Err(Failed::Untold(error)) };
+        }
         let request = Analyze {
             conversation: segment.conversation,
             tasks: Task::ALL.into(),
@@ -276,7 +315,7 @@ impl Worker {
             }
             // What may pass is asked for again later; what will not is kept for a person.
             if !passes {
-                self.bury(&delivery, &format!("{}: {error}", error.kind.name())).await?;
+                self.bury(delivery, &format!("{}: {error}", error.kind.name())).await?;
             }
             self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await?;
         }
@@ -302,23 +341,31 @@ impl Worker {
     }
 
     /// Asks the record once per conversation who speaks on which channel, and what was said before this worker came.
-    async fn learn(&self, cx: &CallCx, kept: &mut Kept, segment: &Segment, last_try: bool) -> Result<(), Failed> {
+    async fn learn(&self, cx: &CallCx, kept: &mut Kept, segment: &Segment) -> Result<(), CallError> {
         if kept.channels.is_some() {
             return Ok(());
         }
-        match self.conversations.conversation(cx.child(cx.remaining() / 2), segment.conversation).await {
+        if let Some(error) = &kept.untold {
+            return Err(error.clone());
+        }
+        let asked = cx.child(cx.remaining() / 2);
+        let answer = tokio::time::timeout_at(asked.deadline, self.conversations.conversation(asked.clone(), segment.conversation)).await;
+        match answer.unwrap_or_else(|_| Err(CallError::deadline())) {
             Ok(view) => {
                 kept.channels = Some(view.channels.iter().map(|c| (c.spec.index, (c.spec.role, c.spec.rate))).collect());
                 let own = segment.utterance_id();
                 view.utterances.into_iter().filter(|u| u.id != own).for_each(|u| kept.keep(u));
                 Ok(())
             }
-            // Without the record the speaker is unknown, and an unknown speaker is understood as a customer.
-            Err(error) if last_try || error.kind == ErrorKind::NotFound => {
+            // Of what is not there any more nothing is stored either. An unknown speaker is understood as a customer.
+            Err(error) if error.kind == ErrorKind::NotFound => {
                 debug!(conversation = %segment.conversation, %error, "the record does not say who speaks");
                 Ok(())
             }
-            Err(error) => Err(Failed::Call(error)),
+            Err(error) => {
+                kept.untold = Some(error.clone());
+                Err(error)
+            }
         }
     }
 }
@@ -362,7 +409,7 @@ impl Kept {
 impl std::fmt::Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Call(error) => error.fmt(f),
+            Self::Untold(error) | Self::Call(error) => error.fmt(f),
             Self::Bus(error) => error.fmt(f),
         }
     }
@@ -423,12 +470,14 @@ async fn settle(
     consumer: &mut dyn Consumer,
     outcomes: Vec<Outcome>,
     resting: &mut FuturesUnordered<BoxFuture<'_, EntryId>>,
+    held: &mut FuturesUnordered<BoxFuture<'_, Vec<Delivery>>>,
 ) -> Result<(), BusError> {
     let mut done = vec![];
     for outcome in outcomes {
         match outcome {
             Outcome::Done(id) => done.push(id),
             Outcome::Again(id, rest) => resting.push(tokio::time::sleep(rest).map(move |()| id).boxed()),
+            Outcome::Held(deliveries, rest) => held.push(tokio::time::sleep(rest).map(move |()| deliveries).boxed()),
         }
     }
     consumer.ack(&done).await

@@ -1,7 +1,7 @@
 //! The bus under counted calls: killed, emptied, evicted, trimmed, repeated, shuffled and poisoned.
 
-use super::{RECONCILED_SOON, Strikes, house::House};
-use crate::support::{Server, eventually};
+use super::{Strikes, house::House};
+use crate::support::Server;
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 use serde_json::Value;
 use std::{
@@ -35,7 +35,7 @@ fn most_complaints_in_a_second(server: &Server) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f05_a_killed_and_restarted_redis_leaves_the_rows_of_a_run_without() {
-    let Some(mut struck) = Strikes::on_house("F05", 5, &RECONCILED_SOON) else { return };
+    let Some(mut struck) = Strikes::on_house("F05", 5, &[]) else { return };
     struck
         .survive(async |house: &mut House, moments| {
             house.ground.redis.kill();
@@ -48,7 +48,7 @@ async fn f05_a_killed_and_restarted_redis_leaves_the_rows_of_a_run_without() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f06_a_redis_that_forgets_leaves_the_rows_of_a_run_without_and_nobody_storms() {
-    let Some(mut struck) = Strikes::on_house("F06", 6, &RECONCILED_SOON) else { return };
+    let Some(mut struck) = Strikes::on_house("F06", 6, &[]) else { return };
     let mut kinds = 0;
     struck
         .survive(async |house: &mut House, moments| {
@@ -85,7 +85,7 @@ fn put(house: &House, stream: &str, fields: &[String]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f21_entries_that_come_twice_and_in_another_order_leave_the_rows_of_a_run_without() {
-    let Some(mut struck) = Strikes::on_house("F21", 3, &RECONCILED_SOON) else { return };
+    let Some(mut struck) = Strikes::on_house("F21", 3, &[]) else { return };
     let mut moved = 0;
     struck
         .survive(async |house: &mut House, moments| {
@@ -148,17 +148,10 @@ async fn f22_poison_on_the_bus_is_kept_with_its_error_and_trace_and_the_rest_goe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f23_entries_trimmed_while_they_are_worked_on_are_missed_and_sent_again() {
-    let Some(mut struck) = Strikes::on_house("F23", 2, &RECONCILED_SOON) else { return };
+    let Some(mut struck) = Strikes::on_house("F23", 2, &[]) else { return };
     let mut trimmed = 0;
     struck
         .survive(async |house: &mut House, _| {
-            // Whose turn it is, is asked once per call; who cannot be told understands it as a stranger's.
-            let unknown = "SELECT count(*) FROM conversations AS c WHERE state = 'live'
-                AND NOT EXISTS (SELECT 1 FROM insights AS i WHERE i.conversation_id = c.id)";
-            eventually("every call is known where it is understood", Duration::from_secs(30), async || {
-                (house.ground.sql(unknown) == "0").then_some(())
-            })
-            .await;
             // They have read, and cannot store it for longer than they look after what they hold.
             let (postgres, database) = (house.ground.postgres, house.ground.database.clone());
             let held = "BEGIN; LOCK TABLE channels IN EXCLUSIVE MODE; SELECT pg_sleep(6); COMMIT";

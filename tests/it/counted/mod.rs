@@ -27,12 +27,6 @@ const SEED: u64 = 20_261_123;
 /// Strikes that one set of calls lives through.
 const IN_A_ROW: usize = 10;
 const CALLS: usize = 8;
-/// A turn that was lost before it was understood is put on the bus again: looked for every second, after three. 30 and 60 in a product.
-const RECONCILED_SOON: [(&str, &str); 3] = [
-    ("QUICKCOMM_API__RECORD__RECONCILE_S", "1"),
-    ("QUICKCOMM_API__RECORD__RECONCILE_AFTER_S", "3"),
-    ("QUICKCOMM_API__RECORD__RECONCILE_MOST", "1000"),
-];
 
 /// A house, whom it tells, and how often it is struck.
 struct Strikes {
@@ -102,7 +96,7 @@ async fn f02_a_killed_process_that_understands_leaves_the_rows_of_a_run_without(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f03_a_killed_process_that_keeps_the_record_leaves_the_rows_of_a_run_without() {
-    let Some(mut struck) = Strikes::on_house("F03", 10, &RECONCILED_SOON) else { return };
+    let Some(mut struck) = Strikes::on_house("F03", 10, &[]) else { return };
     struck.survive(async |house: &mut House, _| again(&mut house.keeps)).await;
     struck.end();
 }

@@ -19,12 +19,12 @@ use super::{
 };
 use crate::{
     admin::Status,
-    record::{Change, ChangeRows, ConversationRow, Record},
+    record::{Change, ChangeRows, Changes, ConversationRow, Missed, Record},
     rest::HasRecording,
 };
 use chrono::{TimeDelta, Utc};
 use contracts::{
-    CallCx, CallError, ConversationId, ErrorKind, Inference, TenantId,
+    CallCx, CallError, ConversationId, ErrorKind, Inference, Retry, TenantId,
     inference::{Task, TierStatus},
     signal::{LIVE, Live as Signal},
 };
@@ -39,7 +39,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, broadcast::error::RecvError},
+    sync::Semaphore,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -183,15 +183,15 @@ impl Hub {
         Ok(())
     }
 
-    async fn follow_record(self: &Arc<Self>, mut changes: tokio::sync::broadcast::Receiver<Arc<Change>>) {
+    async fn follow_record(self: &Arc<Self>, mut changes: Changes) {
         loop {
             match changes.recv().await {
                 Ok(change) => self.change(change),
-                Err(RecvError::Lagged(missed)) => {
-                    warn!(missed, "the live feed fell behind the record and starts over");
+                Err(Missed::Closed) => return,
+                Err(why) => {
+                    warn!(%why, "the live feed misses changes and starts over");
                     self.start_over();
                 }
-                Err(RecvError::Closed) => return,
             }
         }
     }
@@ -545,7 +545,16 @@ impl Hub {
     }
 
     async fn read_conversation(&self, tenant: &TenantId, id: ConversationId, load: u64) {
-        let loaded = self.conversation_rows(tenant, id).await;
+        let loaded = loop {
+            match self.conversation_rows(tenant, id).await {
+                // Whoever was shown it goes on looking at that.
+                Err(cause) if cause.retry != Retry::Never && self.shows(tenant, id) => {
+                    warn!(conversation.id = %id, %cause, "a conversation could not be read again for the live feed; trying again");
+                    sleep(RETRY_LOAD).await;
+                }
+                loaded => break loaded,
+            }
+        };
         let mut guard = self.rooms.lock();
         let rooms = &mut *guard;
         let Some(room) = rooms.tenants.get_mut(tenant) else { return };
@@ -578,6 +587,11 @@ impl Hub {
                 }
             }
         }
+    }
+
+    fn shows(&self, tenant: &TenantId, id: ConversationId) -> bool {
+        let rooms = self.rooms.lock();
+        rooms.tenants.get(tenant).and_then(|room| room.watched.get(&id)).is_some_and(|watched| watched.call.is_some())
     }
 
     async fn conversation_rows(&self, tenant: &TenantId, id: ConversationId) -> Result<Loaded, CallError> {

@@ -3,7 +3,7 @@
 use super::{
     ChangeRows, Record, commit, conversations,
     insights::{self, Recorded, Utterances},
-    outbox,
+    outbox::{self, Missed},
     rows::UtteranceKind,
     transcript,
 };
@@ -18,7 +18,6 @@ use contracts::{
 use futures::stream;
 use platform::trace::{Side, Span};
 use std::time::SystemTime;
-use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, info, warn};
 
 #[async_trait]
@@ -88,11 +87,11 @@ impl Conversations for Record {
                             return Some((Ok(change.event.clone()), Some(changes)));
                         }
                         Ok(_) => {}
-                        Err(RecvError::Lagged(missed)) => {
-                            let detail = format!("the watcher fell {missed} changes behind: read the conversation and watch again");
+                        Err(Missed::Closed) => return None,
+                        Err(why) => {
+                            let detail = format!("the watcher misses changes ({why}): read the conversation and watch again");
                             return Some((Err(CallError::new(ErrorKind::Unavailable, Retry::Safe, detail)), None));
                         }
-                        Err(RecvError::Closed) => return None,
                     }
                 }
             }

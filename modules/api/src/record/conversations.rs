@@ -24,7 +24,7 @@ use contracts::{
 };
 use diesel::{
     BoolExpressionMethods as _, ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable, RunQueryDsl as _, Selectable,
-    SelectableHelper as _,
+    SelectableHelper as _, dsl::sql, sql_types::BigInt,
 };
 use std::collections::HashMap;
 
@@ -302,6 +302,21 @@ pub(super) fn open(
     find(conn, tenant, request.id)?.ok_or_else(|| unknown(request.id))?.conversation()
 }
 
+/// A channel's next epoch. On PostgreSQL each timeline begins with a million of its own: a standby that took over may lack an epoch that was
+/// given out, and whoever holds that must not be taken for the next one who attaches.
+trait NextEpoch {
+    const SQL: &'static str;
+}
+
+impl NextEpoch for diesel::sqlite::Sqlite {
+    const SQL: &'static str = "epoch + 1";
+}
+
+impl NextEpoch for diesel::pg::Pg {
+    const SQL: &'static str = "greatest(epoch + 1, \
+         ((('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int - 1) & 4095)::bigint << 20)";
+}
+
 pub(super) fn attach(conn: &mut Conn, tenant: &TenantId, request: &Attach) -> Result<Attached, StoreError> {
     let id = request.conversation;
     // The row is touched, not only read: where several processes write, this and a close at the same time then wait for each other.
@@ -319,7 +334,11 @@ pub(super) fn attach(conn: &mut Conn, tenant: &TenantId, request: &Attach) -> Re
     }
     let raised: Option<(i64, i64, i64)> = on_conn!(conn, |c: B| {
         diesel::update(channels::table.find((tenant.as_str(), id.to_string(), i64::from(request.channel.0))))
-            .set((channels::epoch.eq(channels::epoch + 1), channels::updated_at.eq(now), channels::version.eq(channels::version + 1)))
+            .set((
+                channels::epoch.eq(sql::<BigInt>(<B as NextEpoch>::SQL)),
+                channels::updated_at.eq(now),
+                channels::version.eq(channels::version + 1),
+            ))
             .returning((channels::epoch, channels::safe_pos, channels::next_seq))
             .get_result(c)
             .optional()?

@@ -3,6 +3,8 @@
 //! Invariants:
 //! - a read's stamp is taken before what it sees is fixed, so it never claims more than it has seen;
 //! - SQLite's one writer counts its commits, and says so before it answers: whoever is told of a commit reads it;
+//! - a standby that takes a primary's place may lack what was committed last, and gives the numbers of those transactions out again: nothing that
+//!   is kept from before is looked at any more ([`History`]);
 //! - on PostgreSQL a version is the oldest transaction still running (its snapshot's xmin) on whichever server was read, so a replica that
 //!   lags says so by itself; a change's floor is one above its transaction, set by the relay, which passes nothing that may be preceded.
 
@@ -89,31 +91,53 @@ pub(super) fn stamp(conn: &mut Conn, mark: Mark) -> Result<Stamp, StoreError> {
     Ok(Stamp { ver: xmin as u64, mark })
 }
 
-/// What is kept of one conversation.
-pub(crate) fn conversation(tenant: &TenantId, id: ConversationId) -> Scope {
-    Scope::new(tenant.as_str(), id.to_string())
+/// Which course of events the database is on: its cluster, and how often a standby has taken over there. Transactions, ids and versions of
+/// different ones cannot be compared. A file of this process has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct History {
+    cluster: i64,
+    timeline: i32,
 }
 
-/// What is kept of the lists of conversations.
-pub(crate) fn lists(tenant: &TenantId) -> Scope {
-    Scope::new(tenant.as_str(), "lists")
+/// The history of the server that this connection has reached.
+pub(super) fn history(conn: &mut Conn) -> Result<History, StoreError> {
+    let Conn::Postgres(c) = conn else { return Ok(History::default()) };
+    let c: &mut PgConn = c;
+    let cluster = diesel::select(sql::<BigInt>("(SELECT system_identifier FROM pg_control_system())")).get_result(c)?;
+    Ok(History { cluster, timeline: place(c)?.timeline })
 }
 
-/// Of a transaction that has just been committed here. Without a floor it says only that what is kept is old.
-pub(super) fn touched(of: &BTreeSet<(TenantId, ConversationId)>, floor: u64) -> Vec<Void> {
-    let tenants: BTreeSet<&TenantId> = of.iter().map(|(tenant, _)| tenant).collect();
-    let scopes = of.iter().map(|(tenant, id)| conversation(tenant, *id)).chain(tenants.into_iter().map(lists));
-    scopes.map(|scope| Void { scope, floor }).collect()
-}
-
-/// Of changes of a shared server, in the order of their transactions.
-pub(super) fn announced(changes: &[Change]) -> Vec<Void> {
-    let mut voids: std::collections::BTreeMap<Scope, u64> = Default::default();
-    for change in changes {
-        for scope in [conversation(&change.tenant, change.conversation), lists(&change.tenant)] {
-            let floor = voids.entry(scope).or_default();
-            *floor = (*floor).max(change.xid as u64 + 1);
-        }
+impl History {
+    /// What is kept of one conversation.
+    pub(crate) fn conversation(self, tenant: &TenantId, id: ConversationId) -> Scope {
+        self.scope(tenant, &id.to_string())
     }
-    voids.into_iter().map(|(scope, floor)| Void { scope, floor }).collect()
+
+    /// What is kept of the lists of conversations.
+    pub(crate) fn lists(self, tenant: &TenantId) -> Scope {
+        self.scope(tenant, "lists")
+    }
+
+    fn scope(self, tenant: &TenantId, name: &str) -> Scope {
+        Scope::new(tenant.as_str(), format!("{:x}.{}/{name}", self.cluster, self.timeline))
+    }
+
+    /// Of a transaction that has just been committed here. Without a floor it says only that what is kept is old.
+    pub(super) fn touched(self, of: &BTreeSet<(TenantId, ConversationId)>, floor: u64) -> Vec<Void> {
+        let tenants: BTreeSet<&TenantId> = of.iter().map(|(tenant, _)| tenant).collect();
+        let scopes = of.iter().map(|(tenant, id)| self.conversation(tenant, *id)).chain(tenants.into_iter().map(|t| self.lists(t)));
+        scopes.map(|scope| Void { scope, floor }).collect()
+    }
+
+    /// Of changes of a shared server, in the order of their transactions.
+    pub(super) fn announced(self, changes: &[Change]) -> Vec<Void> {
+        let mut voids: std::collections::BTreeMap<Scope, u64> = Default::default();
+        for change in changes {
+            for scope in [self.conversation(&change.tenant, change.conversation), self.lists(&change.tenant)] {
+                let floor = voids.entry(scope).or_default();
+                *floor = (*floor).max(change.xid as u64 + 1);
+            }
+        }
+        voids.into_iter().map(|(scope, floor)| Void { scope, floor }).collect()
+    }
 }

@@ -18,7 +18,7 @@ mod database;
 mod dead_letters;
 mod finalize;
 mod folder;
-pub(crate) mod fresh;
+mod fresh;
 mod insights;
 mod memory;
 mod migrations;
@@ -55,9 +55,10 @@ pub use cursor::{Cut, DEFAULT_LIMIT, MAX_LIMIT};
 use database::{Database, Use};
 pub use dead_letters::{DeadLetterRow, Replayed};
 pub use finalize::{Claim, Finding, Follow, Outcome, Quality, Score, Step};
-use fresh::Commits;
+use fresh::{Commits, History};
 pub use migrations::State as SchemaState;
 use outbox::Announcer;
+pub use outbox::{Changes, Missed};
 use platform::{
     bus::Bus,
     cache::{Front, Mark, Stamp},
@@ -228,7 +229,9 @@ pub struct Record {
     relay: Readers,
     writer: Writer,
     announcer: Arc<Announcer>,
-    changes: broadcast::Sender<Arc<Change>>,
+    changes: broadcast::Sender<outbox::News>,
+    /// Of the database, as far as the relay knows.
+    history: Arc<watch::Sender<History>>,
 }
 
 impl Record {
@@ -249,23 +252,26 @@ impl Record {
 
     fn open_blocking(data: &Path, bus: Arc<dyn Bus>, settings: RecordSettings, cache: Arc<Front>) -> Result<Arc<Self>, OpenError> {
         let database = Arc::new(Database::take(data, &settings)?);
-        let conn = database.open()?;
+        let mut conn = database.open()?;
         let failed = |reason| database.failure(reason);
+        let history = fresh::history(&mut conn).map_err(|error| failed(error.to_string()))?;
+        let history = Arc::new(watch::Sender::new(history));
         let commits = Arc::new(Commits::new());
         let readers = Readers::start(&database, Use::Reading, settings.readers, &commits).map_err(failed)?;
         let relay = Readers::start(&database, Use::Relaying, 1, &commits).map_err(failed)?;
         let replica = watch::Sender::new(database.replica().map(Replica::new));
         let announcer = Arc::new(Announcer::default());
-        let (told, voiding, counting, shared) = (announcer.clone(), cache.clone(), commits.clone(), database.is_shared());
+        let (told, voiding, counting, of) = (announcer.clone(), cache.clone(), commits.clone(), history.clone());
+        let shared = database.is_shared();
         let aftermath = Box::new(move |effects: Effects| {
             // Before the answers: who has written reads what he wrote. On a shared server the relay says which version counts.
             let floor = if shared { 0 } else { counting.count() };
-            voiding.void(fresh::touched(&effects.touched, floor));
+            voiding.void(of.borrow().touched(&effects.touched, floor));
             told.stored(effects);
         });
         let writer = Writer::start(conn, database.clone(), &settings, aftermath).map_err(OpenError::Thread)?;
         let changes = outbox::channel();
-        Ok(Arc::new(Self { settings, bus, cache, commits, database, readers, replica, relay, writer, announcer, changes }))
+        Ok(Arc::new(Self { settings, bus, cache, commits, database, readers, replica, relay, writer, announcer, changes, history }))
     }
 
     /// Runs recorder and relay until `stop`, then stores what is waiting on the bus and announces it.
@@ -335,16 +341,21 @@ impl Record {
         self.database.name()
     }
 
-    /// Every change from now on. A reader that falls 4096 behind gets `Lagged` and should read a fresh snapshot.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
-        self.changes.subscribe()
+    /// Every change from now on. A reader that falls 4096 behind is told so, and should read a fresh snapshot.
+    pub fn subscribe(&self) -> Changes {
+        Changes(self.changes.subscribe())
+    }
+
+    /// What names everything that is kept of the database.
+    pub(crate) fn history(&self) -> History {
+        *self.history.borrow()
     }
 
     /// More changes at once than any reader keeps up with, all like this one.
     #[cfg(test)]
     pub(crate) fn flood(&self, change: &Arc<Change>) {
         for _ in 0..5000 {
-            let _ = self.changes.send(change.clone());
+            let _ = self.changes.send(Some(change.clone()));
         }
     }
 

@@ -4,6 +4,8 @@
 //! - outbox rows are announced in their order, each at least once, across restarts: the cursor moves after the announcement;
 //! - a row is passed only when no transaction can still put another before it: late commits are delayed, never skipped;
 //! - a watermark is signalled after its transaction; only the newest of a channel, because it says everything the older ones said;
+//! - where the database goes on from an earlier state, because a standby took the primary's place that lacked rows, transactions are numbered
+//!   again from there: the place among them is read again, and everybody who follows is told to read afresh;
 //! - nothing here delays the writer.
 //!
 //! With SQLite's one writer, the order of ids is the order of commits. On PostgreSQL it is not, and a reader that goes on after the highest id
@@ -13,7 +15,9 @@
 //! rows, a second's at a time: at 1000 a second that takes 30 ms, and the table stays at 12 MiB. Partitions to drop would save less than they cost.
 
 use super::{
-    Change, ChangeRows, Position, Record, bookkeeping, conversations, fresh, insights,
+    Change, ChangeRows, Position, Record, bookkeeping, conversations,
+    fresh::{self, History},
+    insights,
     schema::outbox,
     store::{Conn, StoreError, on_conn},
     transcript,
@@ -39,7 +43,10 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, broadcast},
+    sync::{
+        Notify,
+        broadcast::{self, error::RecvError},
+    },
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -193,6 +200,8 @@ struct Relay<'a> {
     tidy_at: Instant,
     /// This process keeps the cursor.
     leads: bool,
+    /// Of the database when its history was read; it may be another's after that.
+    turns: u64,
     complain_at: Instant,
     alarm_at: Instant,
 }
@@ -208,8 +217,8 @@ enum Batch {
 impl<'a> Relay<'a> {
     async fn start(record: &'a Record) -> Self {
         let now = Instant::now();
-        let mut relay =
-            Self { record, cursor: None, stored: Place::default(), tidy_at: now, leads: false, complain_at: now, alarm_at: now };
+        let stored = Place::default();
+        let mut relay = Self { record, cursor: None, stored, tidy_at: now, leads: false, turns: 0, complain_at: now, alarm_at: now };
         if let Err(error) = relay.find_place().await {
             relay.complain(&error);
         }
@@ -218,13 +227,24 @@ impl<'a> Relay<'a> {
 
     /// Everybody goes on where the last one that kept the cursor stood, so nothing is missed whoever died when.
     async fn find_place(&mut self) -> Result<Place, CallError> {
-        let read = self.record.relay.read("outbox_cursor", |conn| {
-            let leads = lead(conn)?;
-            Ok((leads, read_cursor(conn)?))
+        let database = self.record.database.clone();
+        let read = self.record.relay.read("outbox_cursor", move |conn| {
+            let turns = database.turns();
+            Ok((turns, fresh::history(conn)?, lead(conn)?, read_cursor(conn)?))
         });
-        let (leads, cursor) = read.await?;
-        (self.leads, self.cursor, self.stored) = (leads, Some(cursor), cursor);
+        let (turns, history, leads, cursor) = read.await?;
+        (self.turns, self.leads, self.cursor, self.stored) = (turns, leads, Some(cursor), cursor);
+        self.begin(history);
         Ok(cursor)
+    }
+
+    /// From here on it is this history that is told.
+    fn begin(&self, history: History) {
+        let is_another = self.record.history.send_if_modified(|known| std::mem::replace(known, history) != history);
+        if is_another {
+            warn!(?history, "a standby has taken the primary's place, and may lack what was stored last: everybody reads afresh");
+            let _ = self.record.changes.send(None); // an error only says that nobody listens
+        }
     }
 
     async fn signal_watermarks(&self) {
@@ -242,7 +262,20 @@ impl<'a> Relay<'a> {
             Some(cursor) => cursor,
             None => self.find_place().await?,
         };
-        let (entries, changes) = self.record.relay.read("outbox", move |conn| read_changes(conn, cursor)).await?;
+        let (database, turns, history) = (self.record.database.clone(), self.turns, *self.record.history.borrow());
+        let read = self.record.relay.read("outbox", move |conn| {
+            // On the connection that is read from: it may have been made just now.
+            let now = database.turns();
+            if now != turns && fresh::history(conn)? != history {
+                return Ok(None);
+            }
+            Ok(Some((now, read_changes(conn, cursor)?)))
+        });
+        let Some((turns, (entries, changes))) = read.await? else {
+            self.cursor = None;
+            return Ok(Batch::Full);
+        };
+        self.turns = turns;
         self.watch_age(entries.first().map(Entry::age));
         let settled = entries.iter().take_while(|e| e.settled).count();
         let Some(last) = entries[..settled].last() else {
@@ -253,10 +286,10 @@ impl<'a> Relay<'a> {
         metrics::counter!(names::CHANGES_TOTAL).increment(changes.len() as u64);
         if self.record.database.is_shared() {
             // Before anybody is told, and without waiting: who is told may ask at once.
-            self.record.cache.void(fresh::announced(&changes));
+            self.record.cache.void(history.announced(&changes));
         }
         for change in changes {
-            let _ = self.record.changes.send(Arc::new(change)); // an error only says that nobody listens
+            let _ = self.record.changes.send(Some(Arc::new(change)));
         }
         Ok(match (settled < entries.len(), entries.len() as i64 == BATCH) {
             (true, _) => Batch::HeldBack,
@@ -448,7 +481,40 @@ impl super::ConversationRow {
     }
 }
 
+/// What goes to subscribers. `None`: another history has begun.
+pub(super) type News = Option<Arc<Change>>;
+
 /// A place to hear changes from now on.
-pub(super) fn channel() -> broadcast::Sender<Arc<Change>> {
+pub(super) fn channel() -> broadcast::Sender<News> {
     broadcast::channel(BACKLOG).0
+}
+
+/// Changes from some moment on.
+pub struct Changes(pub(super) broadcast::Receiver<News>);
+
+/// Why the next change is not the one that follows the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Missed {
+    #[error("it fell {0} changes behind")]
+    Behind(u64),
+    /// What was told before may not be there any more, and what is there now may not have been told.
+    #[error("a standby has taken the primary's place, which may lack what was stored last")]
+    Another,
+    #[error("there will be no more")]
+    Closed,
+}
+
+impl Changes {
+    /// The next one. Cancel-safe.
+    ///
+    /// # Errors
+    /// After all but `Closed` a reader reads afresh, and goes on.
+    pub async fn recv(&mut self) -> Result<Arc<Change>, Missed> {
+        match self.0.recv().await {
+            Ok(Some(change)) => Ok(change),
+            Ok(None) => Err(Missed::Another),
+            Err(RecvError::Lagged(missed)) => Err(Missed::Behind(missed)),
+            Err(RecvError::Closed) => Err(Missed::Closed),
+        }
+    }
 }

@@ -6,6 +6,8 @@
 //! - a turn is lowered while its current insight stands in for a better rung that has answered others since and is not away again, as far as
 //!   the record knows. Whoever asked first tries again by itself while it lives (`inference/src/worker/upgrade.rs`), and is given the time to;
 //! - the newest first, so many in a round, each a few times at most by one process, after pauses that double;
+//! - where insights may have been lost on their way, because this process is new, the bus has forgotten what it held or the record goes on from
+//!   an earlier state, it looks as soon as whoever has them may have brought them;
 //! - putting one on the bus again changes nothing in the record: its segment is found to be a duplicate, and an insight that is there already
 //!   has the same id.
 //!
@@ -46,23 +48,54 @@ const WINDOW: i64 = 20_000;
 /// Turns known to be missing at once.
 const MOST_MISSING: i64 = 1_000;
 const MOST_TRIES: u32 = 3;
+/// After something was lost: by then what was under way has come, and all that was stored before it is older than the second.
+const SETTLES: Duration = Duration::from_secs(5);
+const SETTLED_FOR: Duration = Duration::from_secs(3);
+/// How often it is looked whether the bus has forgotten.
+const NOTICE: Duration = Duration::from_secs(1);
 /// What the better rung does not like it will not like the next time: once, and once more in case it was away.
 const MOST_TRIES_LOWERED: u32 = 2;
 
-/// Looks every so often, until `stop`.
+/// Looks every so often, and when something was lost, until `stop`.
 pub(super) async fn run(record: &Record, stop: &CancellationToken) {
-    let every = Duration::from_secs(record.settings.reconcile_s);
-    if every.is_zero() {
+    let RecordSettings { reconcile_s, reconcile_after_s, reconcile_most, .. } = record.settings;
+    if reconcile_s == 0 {
         return;
     }
+    let usual = (Duration::from_secs(reconcile_s), Duration::from_secs(reconcile_after_s));
+    let soon = (SETTLES.min(usual.0), SETTLED_FOR.min(usual.1));
+    let (mut wait, mut after) = soon;
+    let mut since = Instant::now();
     let mut tried = Tried::default();
+    let (mut history, mut bus) = (record.history(), record.bus.epoch());
     loop {
-        tokio::select! { () = tokio::time::sleep(every) => {}, () = stop.cancelled() => return }
-        match round(record, &mut tried).await {
-            Ok(0) => {}
-            Ok(turns) => info!(turns, "turns that nobody had understood, or only a lower rung, were put on the bus again"),
+        tokio::select! { () = tokio::time::sleep(NOTICE.min(wait)) => {}, () = stop.cancelled() => return }
+        let before = (std::mem::replace(&mut history, record.history()), std::mem::replace(&mut bus, record.bus.epoch()));
+        if before != (history, bus) {
+            // What was put there before may be lost as well.
+            tried = Tried::default();
+            (wait, after) = soon;
+            since = Instant::now();
+        }
+        if since.elapsed() < wait {
+            continue;
+        }
+        since = Instant::now();
+        match round(record, &mut tried, after).await {
+            // There may be more of them.
+            Ok(turns) if turns >= reconcile_most => told(turns),
+            Ok(turns) => {
+                told(turns);
+                (wait, after) = usual;
+            }
             Err(error) => warn!(%error, "turns that nobody has understood could not be looked for"),
         }
+    }
+}
+
+fn told(turns: usize) {
+    if turns > 0 {
+        info!(turns, "turns that nobody had understood, or only a lower rung, were put on the bus again");
     }
 }
 
@@ -99,16 +132,16 @@ impl Tries {
     }
 }
 
-/// How many turns were put on the bus.
-pub(super) async fn round(record: &Record, tried: &mut Tried) -> Result<usize, CallError> {
-    let RecordSettings { reconcile_after_s, reconcile_most, .. } = record.settings;
-    let before = Utc::now().naive_utc() - chrono::Duration::seconds(reconcile_after_s as i64);
+/// Of turns that were stored so long ago, how many were put on the bus.
+pub(super) async fn round(record: &Record, tried: &mut Tried, after: Duration) -> Result<usize, CallError> {
+    let reconcile_most = record.settings.reconcile_most;
+    let before = (Utc::now() - after).naive_utc();
     let tenant = TenantId::default();
     let asked = tenant.clone();
     let find = move |conn: &mut Conn| -> Result<_, StoreError> { Ok((missing(conn, &asked, before)?, lowered(conn, &asked, before)?)) };
     let (missing, lowered) = record.readers.read("not_understood", find).await?;
     metrics::gauge!(names::NOT_UNDERSTOOD).set(missing.len() as f64);
-    let pause = Duration::from_secs(reconcile_after_s);
+    let pause = after.max(Duration::from_secs(record.settings.reconcile_after_s));
     let missing = tried.missing.due(missing, MOST_TRIES, reconcile_most, pause);
     let lowered = tried.lowered.due(lowered, MOST_TRIES_LOWERED, reconcile_most - missing.len(), pause);
     let due = [missing.as_slice(), &lowered].concat();

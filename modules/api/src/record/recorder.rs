@@ -2,11 +2,12 @@
 //!
 //! Invariants:
 //! - an entry is acknowledged after its transaction, or when it can never be stored (counted and logged);
-//! - what comes too early waits in memory, already acknowledged, because the bus holds back whatever follows it; after `park_ms` a
-//!   segment is dropped and its producer reminded of the watermark, from which it sends again; an insight waits longer, for that;
+//! - what comes too early waits in memory, and holds up nothing that follows it. A segment is acknowledged already: after `park_ms` it is dropped
+//!   and its producer reminded of the watermark, from which it sends again. An insight waits longer, for that; nobody else has it, so it is
+//!   set aside on the bus until it is stored, and comes again to whoever reads next when this process dies;
 //! - one batch at a time: while it is written, the next one gathers.
 
-use super::{ChangeRows, Record, insights::Recorded};
+use super::{ChangeRows, Missed, Record, insights::Recorded};
 use crate::metrics as names;
 use contracts::{
     CallCx, CallError, ChannelIndex, ConversationId, ErrorKind, SamplePos, TenantId, UtteranceId,
@@ -20,7 +21,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     time::Duration,
 };
-use tokio::{sync::broadcast::error::RecvError, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -92,23 +93,22 @@ pub(super) async fn insights(record: &Record, stop: &CancellationToken) {
                     ChangeRows::Utterance { utterance, .. } => orphans.remove(&utterance.id).unwrap_or_default(),
                     _ => vec![],
                 },
-                Err(RecvError::Lagged(_)) => orphans.drain().flat_map(|(_, waiting)| waiting).collect(),
-                Err(RecvError::Closed) => return,
+                Err(Missed::Closed) => return,
+                Err(Missed::Behind(_) | Missed::Another) => orphans.drain().flat_map(|(_, waiting)| waiting).collect(),
             },
             () = sleep_until(oldest.map(|since| since + park)) => {
                 let now = Instant::now();
-                for waiting in orphans.values_mut() {
-                    let before = waiting.len();
-                    waiting.retain(|w| now < w.since + park);
-                    let dropped = before - waiting.len();
-                    metrics::counter!(names::DROPPED_TOTAL, "stream" => signal::INSIGHTS, "reason" => "orphan").increment(dropped as u64);
-                }
+                let mut dropped = vec![];
                 orphans.retain(|utterance, waiting| {
-                    if waiting.is_empty() {
+                    let before = dropped.len();
+                    dropped.extend(waiting.extract_if(.., |w| now >= w.since + park).filter_map(|w| w.id));
+                    if dropped.len() > before {
                         debug!(%utterance, "an insight was dropped: its utterance has not come");
                     }
                     !waiting.is_empty()
                 });
+                metrics::counter!(names::DROPPED_TOTAL, "stream" => signal::INSIGHTS, "reason" => "orphan").increment(dropped.len() as u64);
+                source.ack(&dropped).await;
                 continue;
             }
         };
@@ -120,18 +120,20 @@ pub(super) async fn insights(record: &Record, stop: &CancellationToken) {
                     continue;
                 }
             };
-            let mut done = vec![];
-            for (mut entry, outcome) in std::mem::take(&mut ready).into_iter().zip(outcomes) {
-                done.extend(entry.id.take());
-                if outcome == Recorded::Orphan {
-                    if orphans.len() < MOST_PARKED {
-                        orphans.entry(entry.value.utterance).or_default().push(entry);
-                    } else {
-                        metrics::counter!(names::DROPPED_TOTAL, "stream" => signal::INSIGHTS, "reason" => "crowded").increment(1);
-                    }
+            let (mut done, mut aside) = (vec![], vec![]);
+            for (entry, outcome) in std::mem::take(&mut ready).into_iter().zip(outcomes) {
+                if outcome != Recorded::Orphan {
+                    done.extend(entry.id);
+                } else if orphans.len() < MOST_PARKED {
+                    aside.extend(entry.id);
+                    orphans.entry(entry.value.utterance).or_default().push(entry);
+                } else {
+                    metrics::counter!(names::DROPPED_TOTAL, "stream" => signal::INSIGHTS, "reason" => "crowded").increment(1);
+                    done.extend(entry.id);
                 }
             }
             source.ack(&done).await;
+            source.set_aside(&aside).await;
         }
     }
 }
@@ -145,7 +147,7 @@ async fn sleep_until(at: Option<Instant>) {
 
 /// An entry on its way into the record.
 struct Waiting<T> {
-    /// `None` once it has been acknowledged.
+    /// `None`: it has been acknowledged.
     id: Option<EntryId>,
     value: T,
     attempt: u32,
@@ -273,6 +275,12 @@ impl<'a> Source<'a> {
         if let Err(error) = self.consumer.ack(ids).await {
             // They come again, and are found to be duplicates.
             debug!(stream = self.stream, %error, "entries could not be acknowledged");
+        }
+    }
+
+    async fn set_aside(&mut self, ids: &[EntryId]) {
+        if let Err(error) = self.consumer.set_aside(ids).await {
+            debug!(stream = self.stream, %error, "entries could not be set aside");
         }
     }
 

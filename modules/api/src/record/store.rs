@@ -120,9 +120,10 @@ impl From<StoreError> for CallError {
             StoreError::Database(error) => error.to_string(),
         };
         // The databases' own words; diesel passes no code on.
+        if ["disk is full", "No space left on device"].iter().any(|full| text.contains(full)) {
+            return Self::spool_full(Duration::from_secs(1), "the disk that holds the record is full");
+        }
         let passing = [
-            ("disk is full", "the disk that holds the record is full"),
-            ("No space left on device", "the disk that holds the record is full"),
             ("readonly database", "the record cannot be written: its files are read-only"),
             ("disk I/O error", "the disk that holds the record failed"),
             ("database is locked", "another process holds the record's database"),

@@ -22,7 +22,7 @@ struct Failed {
 impl Trouble {
     /// A write came to nothing. Only the database's own failures count: what is refused for its contents says nothing about others.
     pub(super) fn failed(&self, error: &CallError) {
-        if error.kind == ErrorKind::Unavailable {
+        if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::SpoolFull) {
             *self.0.lock() = Some(Failed { why: error.detail.clone(), at: Instant::now(), over: false });
         }
     }

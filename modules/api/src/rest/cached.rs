@@ -7,7 +7,7 @@
 //! in the database's log that the answer has seen. A request that shows one is given nothing older.
 
 use super::{conversations::Insights, conversations::Reads, problem::Problem};
-use crate::record::{ConversationFilter, ConversationRow, Cut, DEFAULT_LIMIT, Page, fresh};
+use crate::record::{ConversationFilter, ConversationRow, Cut, DEFAULT_LIMIT, Page};
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{StatusCode, header},
@@ -93,7 +93,7 @@ impl Reads {
     }
 
     pub(super) async fn one(&self, tenant: &TenantId, id: ConversationId, at_least: Option<Mark>) -> Result<HttpResponse, Problem> {
-        let key = fresh::conversation(tenant, id).part("row");
+        let key = self.record.history().conversation(tenant, id).part("row");
         let load = || async move { loaded(self.record.row_since(tenant, id, at_least).await?, line) };
         let mut answer = self.record.cache().read(key, at_least, load).await?;
         answer.body = answer.body.map(|body| [&body[..], self.recording(id)].concat().into());
@@ -109,7 +109,7 @@ impl Reads {
     ) -> Result<HttpResponse, Problem> {
         cut.check_utterances()?; // what is wrong is told before anybody waits for it
         let part = format!("utterances/{}/{}", cut.limit.unwrap_or(DEFAULT_LIMIT), cut.cursor.as_deref().unwrap_or_default());
-        let key = fresh::conversation(tenant, id).part(part);
+        let key = self.record.history().conversation(tenant, id).part(part);
         let load = || async move { loaded(self.record.utterances_since(tenant, id, cut, at_least).await?, |page| json(&page)) };
         sent(self.record.cache().read(key, at_least, load).await?, Some(id))
     }
@@ -123,7 +123,7 @@ impl Reads {
         at_least: Option<Mark>,
     ) -> Result<HttpResponse, Problem> {
         let part = format!("insights/{superseded}/{}", task.map_or("", Task::name));
-        let key = fresh::conversation(tenant, id).part(part);
+        let key = self.record.history().conversation(tenant, id).part(part);
         let load = || async move {
             let read = self.record.insights_since(tenant, id, superseded, task, at_least).await?;
             loaded(read, |data| json(&Insights { data }))
@@ -147,7 +147,7 @@ impl Reads {
         let mut answer = match *filter == common && cut.cursor.is_none() {
             true => {
                 let state = filter.state.map_or("", |state| state.name());
-                let key: Key = fresh::lists(tenant).part(format!("first/{}/{state}", cut.limit.unwrap_or(DEFAULT_LIMIT)));
+                let key: Key = self.record.history().lists(tenant).part(format!("first/{}/{state}", cut.limit.unwrap_or(DEFAULT_LIMIT)));
                 self.record.cache().read(key, at_least, load).await?
             }
             false => Answer::of(load().await?),

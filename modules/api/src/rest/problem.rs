@@ -154,10 +154,12 @@ impl From<CallError> for Problem {
             ErrorKind::NotFound => StatusCode::NOT_FOUND,
             ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::Busy | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::SpoolFull => StatusCode::INSUFFICIENT_STORAGE,
             ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Cancelled | ErrorKind::Panicked | ErrorKind::Internal | ErrorKind::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let problem = match status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+        let told = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::INSUFFICIENT_STORAGE].contains(&status);
+        let problem = match status.is_server_error() && !told {
             true => {
                 tracing::error!(kind = error.kind.name(), cause = error.detail, "a module failed");
                 Self::new(status, error.kind.name(), "something went wrong here; the trace id finds it in the log")
@@ -189,6 +191,14 @@ mod tests {
     fn what_went_wrong_inside_is_not_told_outside() {
         assert!(!Problem::from(CallError::internal("/secret/path.db is locked")).detail.contains("secret"));
         assert!(!Problem::from_status(StatusCode::INTERNAL_SERVER_ERROR, "secret".into()).detail.contains("secret"));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_when_to_come_back() {
+        let problem = Problem::from(CallError::spool_full(Duration::from_secs(1), "the disk that holds the record is full"));
+        assert_eq!((problem.code, problem.detail.as_str()), ("spool_full", "the disk that holds the record is full"));
+        let answer = problem.error_response();
+        assert_eq!((answer.status().as_u16(), answer.headers().get(RETRY_AFTER).unwrap().to_str().unwrap()), (507, "1"));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) struct Recordings {
     on: bool,
     logs: Mutex<Vec<Weak<ChannelLog>>>,
     /// Why the last write failed.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Option<(io::ErrorKind, String)>>,
     /// Dropped: the thread ends.
     wake: Mutex<mpsc::Sender<tokio::sync::oneshot::Sender<()>>>,
 }
@@ -124,6 +124,11 @@ impl Recordings {
 
     /// Why nothing can be recorded; `None`: it can.
     pub(super) fn trouble(&self) -> Option<String> {
+        self.failure().map(|(_, why)| why)
+    }
+
+    /// The same, and of which kind it is.
+    pub(super) fn failure(&self) -> Option<(io::ErrorKind, String)> {
         self.trouble.lock().clone()
     }
 
@@ -267,7 +272,7 @@ impl Recordings {
 
     fn complain(&self, path: &Path, error: &io::Error) {
         counter!(names::RECORDING_FAILURES).increment(1);
-        if self.trouble.lock().replace(error.to_string()).is_none() {
+        if self.trouble.lock().replace((error.kind(), error.to_string())).is_none() {
             error!(path = %path.display(), %error, "audio cannot be recorded; new callers are refused until it can");
         }
     }

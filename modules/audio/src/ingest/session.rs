@@ -21,6 +21,7 @@ use contracts::{
 };
 use metrics::gauge;
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -125,6 +126,14 @@ impl Opening {
     }
 }
 
+/// A caller is refused whose sound could not be kept.
+fn no_recording(kind: io::ErrorKind, why: String) -> CallError {
+    match kind {
+        io::ErrorKind::StorageFull => CallError::spool_full(Duration::from_secs(5), why),
+        _ => CallError::busy(Duration::from_secs(5), why),
+    }
+}
+
 /// Where a conversation begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
@@ -197,8 +206,8 @@ impl Conversation {
             let after = Retry::After(Duration::from_secs(2));
             return Err(CallError::new(ErrorKind::Unavailable, after, "the server is restarting"));
         }
-        if let (Some(why), Begin::New) = (shared.recordings.trouble(), &begin) {
-            return Err(CallError::busy(Duration::from_secs(5), format!("the disk takes no recordings: {why}")));
+        if let (Some((kind, why)), Begin::New) = (shared.recordings.failure(), &begin) {
+            return Err(no_recording(kind, format!("the disk takes no recordings: {why}")));
         }
         let cx = opening.cx(OPEN_BUDGET);
         let opened = tokio::time::timeout(OPEN_BUDGET, Self::admit(shared, &cx, &opening, &begin)).await;
@@ -270,7 +279,7 @@ impl Conversation {
         let recording = tokio::task::spawn_blocking(move || recordings.begin(meta)).await;
         let recording = recording
             .map_err(|e| CallError::panicked(&*e.into_panic()))?
-            .map_err(|e| CallError::busy(Duration::from_secs(5), format!("the recording cannot be begun: {e}")))?;
+            .map_err(|e| no_recording(e.kind(), format!("the recording cannot be begun: {e}")))?;
         let request = OpenConversation {
             id: opening.id,
             external_id: opening.external_id.clone(),

@@ -45,9 +45,12 @@ impl Verdict {
             Ok(_) => Self::Good,
             Err(error) if is_draining(error) => Self::Neither,
             Err(error) => match error.kind {
-                ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::Panicked | ErrorKind::Internal | ErrorKind::Unknown => {
-                    Self::Bad
-                }
+                ErrorKind::Unavailable
+                | ErrorKind::SpoolFull
+                | ErrorKind::DeadlineExceeded
+                | ErrorKind::Panicked
+                | ErrorKind::Internal
+                | ErrorKind::Unknown => Self::Bad,
                 ErrorKind::Busy
                 | ErrorKind::Cancelled
                 | ErrorKind::InvalidInput

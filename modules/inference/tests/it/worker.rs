@@ -6,7 +6,7 @@ use contracts::{
     audio::{ChannelSpec, Role, SegmentBody},
     conversation::{OpenConversation, Segment},
     inference::{Insight, Task, Tier},
-    signal::{INSIGHTS, UTTERANCES},
+    signal::{DEAD, DeadLetter, INSIGHTS, UTTERANCES},
     testing::{Behavior, FakeConversations, FakeInference},
 };
 use inference::{Worker, settings::WorkerSettings};
@@ -148,12 +148,42 @@ async fn a_backlog_of_one_conversation_does_not_hold_up_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_record_the_speaker_is_unknown_and_the_turn_is_still_understood() {
+async fn a_turn_whose_speaker_the_record_does_not_tell_is_pending_and_understood_as_soon_as_it_does() {
+    for behavior in [Behavior::Fail(CallError::unavailable("the record is gone")), Behavior::Hang] {
+        let mut bench = Bench::start(WorkerSettings::default()).await;
+        let (agents, customers) = (bench.open(Role::Agent).await, bench.open(Role::Customer).await);
+        bench.conversations.behave(behavior.clone());
+        for id in [agents, customers] {
+            bench.say(id, 0, "hello").await;
+        }
+        assert!(bench.hear(4).await.iter().all(|i| i.provenance.tier == Tier::Pending && i.abstained.is_some()), "{behavior:?}");
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(bench.inference.seen().is_empty(), "somebody guessed who speaks");
+        bench.conversations.behave(Behavior::Answer);
+        let insights = bench.hear(4).await;
+        assert!(insights.iter().all(|i| i.labels[0].name == "hello"), "{behavior:?}: {insights:?}");
+        assert_eq!(bench.inference.seen().len(), 2, "{behavior:?}: each once");
+        bench.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_whose_speaker_nobody_will_ever_tell_is_kept_for_a_person_and_the_next_goes_on() {
     let mut bench = Bench::start(WorkerSettings::default()).await;
-    bench.conversations.behave(Behavior::Fail(CallError::unavailable("the record is gone")));
-    let id = ConversationId::fresh();
-    bench.say(id, 0, "hello").await;
-    assert!(bench.hear(2).await.iter().all(|i| i.labels[0].name == "hello"));
+    let (broken, sound) = (bench.open(Role::Customer).await, bench.open(Role::Customer).await);
+    bench.conversations.behave(Behavior::Fail(CallError::internal("a row that cannot be read")));
+    bench.say(broken, 0, "hello").await;
+    assert!(bench.hear(2).await.iter().all(|i| i.provenance.tier == Tier::Pending && i.conversation == broken));
+    let mut letters = bench.bus.consume(DEAD, "test").await.unwrap();
+    let letter: DeadLetter = serde_json::from_slice(&letters.next(1).await.unwrap()[0].payload).unwrap();
+    assert!(letter.error.contains("who speaks") && letter.error.contains("a row that cannot be read"), "{}", letter.error);
+    bench.conversations.behave(Behavior::Answer);
+    bench.say(sound, 0, "hello").await;
+    assert!(bench.hear(2).await.iter().all(|i| i.conversation == sound && i.labels[0].name == "hello"));
+    // Of what the record does not know nothing is kept, so nobody waits for its speaker.
+    let erased = ConversationId::fresh();
+    bench.say(erased, 0, "hello").await;
+    assert!(bench.hear(2).await.iter().all(|i| i.conversation == erased && i.labels[0].name == "hello"));
     bench.end().await;
 }
 

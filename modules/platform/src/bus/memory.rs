@@ -6,7 +6,7 @@ use bytes::Bytes;
 use contracts::TraceCx;
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 use tokio::{
@@ -109,7 +109,7 @@ impl Bus for Memory {
                 state.groups.insert(group, desk);
             }
         }
-        Ok(Box::new(MemoryConsumer { stream, group, held: HashMap::new() }))
+        Ok(Box::new(MemoryConsumer { stream, group, held: HashMap::new(), aside: HashSet::new() }))
     }
 
     async fn signal(&self, topic: &'static str, payload: Bytes) -> Result<(), BusError> {
@@ -127,6 +127,8 @@ struct MemoryConsumer {
     group: &'static str,
     /// Delivered and not acknowledged, with the deliveries so far.
     held: HashMap<EntryId, u32>,
+    /// Those of them that hold nobody up.
+    aside: HashSet<EntryId>,
 }
 
 impl MemoryConsumer {
@@ -158,7 +160,9 @@ impl MemoryConsumer {
         for id in ids {
             let Some(attempts) = self.held.remove(id) else { continue };
             let entry = entries.get_mut(id).expect("a held entry is kept until it is acknowledged");
-            desk.finish(&entry.key);
+            if !self.aside.remove(id) {
+                desk.finish(&entry.key);
+            }
             if done {
                 entry.open -= 1;
                 if entry.open == 0 {
@@ -196,6 +200,21 @@ impl Consumer for MemoryConsumer {
 
     async fn nack(&mut self, ids: &[EntryId]) -> Result<(), BusError> {
         self.finish(ids, false);
+        Ok(())
+    }
+
+    async fn set_aside(&mut self, ids: &[EntryId]) -> Result<(), BusError> {
+        {
+            let mut state = self.stream.state.lock();
+            let State { entries, groups, .. } = &mut *state;
+            let desk = groups.get_mut(self.group).expect("a consumer's group was made when it joined");
+            for id in ids {
+                if self.held.contains_key(id) && self.aside.insert(*id) {
+                    desk.finish(&entries[id].key);
+                }
+            }
+        }
+        self.stream.arrived.notify_waiters();
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! How stages of one process, or of several, pass work on: streams that are read at least once, and signals that may be lost.
 //!
 //! Invariants:
-//! - entries with the same key are delivered in the order they were published, to one consumer of a group at a time;
+//! - entries with the same key are delivered in the order they were published, to one consumer of a group at a time, but for what was set aside;
 //! - an entry stays until its group has acknowledged it; a consumer that goes away gives its unacknowledged entries back;
 //! - everything is bounded: a full stream refuses with [`BusError::Full`], a slow listener of signals misses some and is told how many.
 //!
@@ -56,6 +56,9 @@ pub trait Consumer: Send {
     async fn ack(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
     /// Not done: delivers them again, to this consumer or another, before anything newer of the same key.
     async fn nack(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
+    /// Not done yet, and what follows them under the same key need not wait. They stay this consumer's until it says more of them, and come again
+    /// when it is lost.
+    async fn set_aside(&mut self, ids: &[EntryId]) -> Result<(), BusError>;
 }
 
 #[async_trait]

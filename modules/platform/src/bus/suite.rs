@@ -49,6 +49,7 @@ pub async fn run<B: Bus>(make: impl AsyncFn(usize) -> Arc<B>) {
         every_group_reads_everything(100),
         what_was_not_acknowledged_comes_again(100),
         an_entry_that_fails_is_counted_and_holds_up_only_its_key(100),
+        what_is_set_aside_holds_nobody_up_and_comes_again_when_its_reader_is_lost(100),
         work_is_spread_over_consumers(100_000),
         a_full_stream_refuses_all_of_a_batch(3),
         a_waiting_consumer_is_woken(100),
@@ -128,6 +129,34 @@ async fn an_entry_that_fails_is_counted_and_holds_up_only_its_key(bus: Arc<impl 
         }
     }
     assert_eq!(left, [(1, 4), (2, 1)], "the count goes along to another consumer; what never went out has none");
+}
+
+async fn what_is_set_aside_holds_nobody_up_and_comes_again_when_its_reader_is_lost(bus: Arc<impl Bus>) {
+    let mut one = bus.consume(STREAM, "g").await.unwrap();
+    bus.publish(STREAM, (1..=4).map(|n| entry("a", n)).collect()).await.unwrap();
+    let mut ids = vec![];
+    for n in 1..=3 {
+        let got = one.next(1).await.unwrap();
+        assert_eq!(numbers(&got), [n]);
+        assert!(waits(one.next(1)).await, "{n} is being worked on");
+        one.set_aside(&[got[0].id, got[0].id]).await.unwrap();
+        ids.push(got[0].id);
+    }
+    let fourth = one.next(10).await.unwrap();
+    assert_eq!(numbers(&fourth), [4]);
+    one.ack(&[ids[1]]).await.unwrap();
+    bus.publish(STREAM, vec![entry("a", 5)]).await.unwrap();
+    assert!(waits(one.next(1)).await, "what was set aside was nobody's turn, and that of 4 is not over");
+    one.ack(&[fourth[0].id]).await.unwrap();
+    let fifth = one.next(10).await.unwrap();
+    assert_eq!(numbers(&fifth), [5]);
+    one.ack(&[fifth[0].id]).await.unwrap();
+    one.nack(&[ids[2]]).await.unwrap();
+    assert_eq!(one.next(10).await.unwrap().iter().map(|d| (number(&d.payload), d.attempt)).collect::<Vec<_>>(), [(3, 2)]);
+    drop(one);
+    let mut two = bus.consume(STREAM, "g").await.unwrap();
+    let again = two.next(10).await.unwrap();
+    assert_eq!((numbers(&again), again[0].attempt), (vec![1, 3], 2));
 }
 
 async fn work_is_spread_over_consumers(bus: Arc<impl Bus>) {

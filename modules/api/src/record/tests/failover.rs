@@ -5,6 +5,7 @@ use super::{
     *,
 };
 use contracts::{CallError, ErrorKind};
+use futures::StreamExt as _;
 use std::time::Instant;
 
 /// Says one segment until the record has taken it, or wants others first.
@@ -22,6 +23,25 @@ async fn say(running: &Running, call: &Call, n: u64) -> CommitOutcome {
     }
 }
 
+/// Waits until all of these utterances were told; says why anything was missed meanwhile.
+async fn told(changes: &mut Changes, mut seqs: Range<u64>) -> Vec<Missed> {
+    let mut why = vec![];
+    let all = async {
+        while !seqs.is_empty() {
+            match changes.recv().await {
+                Ok(change) => match &change.rows {
+                    ChangeRows::Utterance { utterance, .. } if utterance.seq == seqs.start => seqs.start += 1,
+                    _ => {}
+                },
+                Err(missed) => why.push(missed),
+            }
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), all).await;
+    waited.unwrap_or_else(|_| panic!("nobody was told of the utterances {seqs:?}"));
+    why
+}
+
 /// F11: the primary dies while its standby lacks what it had acknowledged. What is missing is asked for again; the old primary comes back, and
 /// nobody falls for it.
 #[tokio::test(flavor = "multi_thread")]
@@ -30,9 +50,12 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
     let url = DatabaseUrl::new(both(&primary, &standby, &database));
     let running = Running::with(Settings { record: RecordSettings { url, ..RecordSettings::default() }, ..Settings::default() }).await;
     let call = running.call().await;
+    let mut changes = running.record.subscribe();
+    let mut watch = running.record.watch(cx(), call.id).await.expect("watches");
     for n in 0..50 {
         assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed);
     }
+    assert_eq!(told(&mut changes, 0..50).await, []);
     standby.catch_up(&primary);
     standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
     standby.sql("postgres", "SELECT pg_reload_conf()");
@@ -42,6 +65,10 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
     for n in 50..80 {
         assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed, "acknowledged by the primary alone");
     }
+    let attach = async || running.record.attach(cx(), Attach { conversation: call.id, channel: CUSTOMER }).await;
+    let forgotten = attach().await.expect("attaches").epoch;
+    assert_eq!(told(&mut changes, 50..80).await, []);
+    let kept = running.record.history().conversation(&TenantId::default(), call.id);
     let lost = Instant::now();
     primary.kill();
     standby.promote();
@@ -51,6 +78,22 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
         assert_eq!(say(&running, &call, n).await, CommitOutcome::Committed);
     }
     assert!(lost.elapsed() < Duration::from_secs(30), "F11: at most 30 s");
+    // Transactions have the numbers of lost ones, and are told nevertheless; first that what was told before is not there any more.
+    assert_eq!(told(&mut changes, 50..81).await, [Missed::Another]);
+    assert_ne!(running.record.history().conversation(&TenantId::default(), call.id), kept, "nothing kept from before is looked at");
+    let interrupted = loop {
+        if let Err(error) = watch.next().await.expect("it ends with a reason") {
+            break error;
+        }
+    };
+    assert_eq!(interrupted.kind, ErrorKind::Unavailable);
+    let again = loop {
+        match attach().await {
+            Ok(attached) => break attached.epoch,
+            Err(error) => assert_eq!(error.kind, ErrorKind::Unavailable),
+        }
+    };
+    assert!(again > forgotten, "{again} is whoever's was given {forgotten}");
     // The old one is back, takes writes, and is on the older timeline.
     primary.start_again();
     assert_eq!(primary.sql("postgres", "SELECT pg_is_in_recovery()"), "f");

@@ -4,7 +4,6 @@ use super::*;
 use bytes::Bytes;
 use contracts::signal::{COMMITTED, Committed, INSIGHTS, UTTERANCES};
 use platform::bus::{Heard, Listener, NewEntry};
-use tokio::sync::broadcast::Receiver;
 
 impl Running {
     async fn publish(&self, stream: &'static str, key: ConversationId, payloads: Vec<Vec<u8>>) {
@@ -44,7 +43,7 @@ async fn mark_at(listener: &mut Box<dyn Listener>, safe_ms: u64) -> Committed {
     }
 }
 
-async fn change(changes: &mut Receiver<Arc<Change>>) -> Arc<Change> {
+async fn change(changes: &mut Changes) -> Arc<Change> {
     tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.expect("a change in time").expect("not lagging")
 }
 
@@ -183,6 +182,24 @@ async fn an_insight_that_overtakes_its_utterance_waits_for_it(on: On) {
     running.end().await;
 }
 
+async fn an_insight_that_waits_for_its_utterance_is_there_for_the_next_process(on: On) {
+    let running = Running::start(on).await;
+    let (call, other) = (running.call().await, running.call().await);
+    let (said, theirs) = (call.says(CUSTOMER, 0, 0..1000, "cancel my contract"), other.says(CUSTOMER, 0, 0..1000, "hello"));
+    let insight = call.insight(said.utterance_id(), Task::Intent, "a", Some(("cancellation", 0.9)));
+    running.send_insight(&insight).await;
+    let mut changes = running.record.subscribe();
+    running.send(&[&theirs]).await;
+    running.send_insight(&other.insight(theirs.utterance_id(), Task::Intent, "a", None)).await;
+    while !matches!(&change(&mut changes).await.rows, ChangeRows::Insight { .. }) {} // so the first has been looked at
+    let (bus, settings) = (running.bus.clone(), running.settings.clone());
+    let next = Running::again(running.end().await, bus, settings).await;
+    let mut changes = next.record.subscribe();
+    next.send(&[&said]).await;
+    while !matches!(&change(&mut changes).await.rows, ChangeRows::Insight { insight: told, .. } if told.id == insight.id) {}
+    next.end().await;
+}
+
 async fn what_is_on_the_bus_when_the_stop_comes_is_stored(on: On) {
     let running = Running::start(on).await;
     let call = running.call().await;
@@ -288,7 +305,7 @@ async fn a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again() {
     let long = "word ".repeat(2_000);
     let segments: Vec<Segment> = (0..30).map(|n| call.says(AGENT, n, n * 5000..n * 5000 + 5000, long.trim())).collect();
     let full = running.record.commit(cx(), segments.clone()).await.expect_err("there is no room");
-    assert_eq!((full.kind, full.retry), (contracts::ErrorKind::Unavailable, contracts::Retry::After(Duration::from_secs(1))));
+    assert_eq!((full.kind, full.retry), (contracts::ErrorKind::SpoolFull, contracts::Retry::After(Duration::from_secs(1))));
     assert!(full.detail.contains("full"), "{full}");
     assert_eq!(running.record.row(&TenantId::default(), call.id).await.expect("readable").utterance_count, 0, "not a part of it");
     // What comes over the bus waits there.
@@ -320,7 +337,7 @@ async fn f29_a_full_disk_of_postgres_is_said_and_nothing_is_lost_when_there_is_r
     let long = "word ".repeat(2_000);
     let segments: Vec<Segment> = (0..30).map(|n| call.says(AGENT, n, n * 5000..n * 5000 + 5000, long.trim())).collect();
     let full = running.record.commit(cx(), segments.clone()).await.expect_err("there is no room");
-    assert_eq!((full.kind, full.retry), (contracts::ErrorKind::Unavailable, contracts::Retry::After(Duration::from_secs(1))));
+    assert_eq!((full.kind, full.retry), (contracts::ErrorKind::SpoolFull, contracts::Retry::After(Duration::from_secs(1))));
     assert_eq!(full.detail, "the disk that holds the record is full");
     assert_eq!(running.record.probe().await, Standing::TakesNoWrites(full.detail));
     assert_eq!(running.record.row(&TenantId::default(), call.id).await.expect("readable").utterance_count, 0, "not a part of it");
@@ -344,6 +361,7 @@ on_both! {
     a_repeated_or_fenced_segment_is_answered_with_where_the_channel_stands,
     an_entry_that_cannot_be_read_stops_nobody,
     an_insight_that_overtakes_its_utterance_waits_for_it,
+    an_insight_that_waits_for_its_utterance_is_there_for_the_next_process,
     what_is_on_the_bus_when_the_stop_comes_is_stored,
     a_snapshot_and_the_changes_after_its_position_are_the_whole_conversation_once,
     a_watcher_that_falls_behind_is_told_so,

@@ -122,9 +122,12 @@ impl Running {
     }
 
     async fn with(settings: Settings) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let bus: Arc<dyn Bus> = Arc::new(Memory::default());
-        let record = Record::open(folder.path(), bus.clone(), &settings).await.expect("an empty record opens");
+        Self::again(tempfile::tempdir().expect("a temporary folder"), Arc::new(Memory::default()), settings).await
+    }
+
+    /// On what another one has left.
+    async fn again(folder: TempDir, bus: Arc<dyn Bus>, settings: Settings) -> Self {
+        let record = Record::open(folder.path(), bus.clone(), &settings).await.expect("the record opens");
         let stop = CancellationToken::new();
         let task = tokio::spawn(record.clone().run(stop.clone()));
         Self { record, bus, settings, folder, stop, task }

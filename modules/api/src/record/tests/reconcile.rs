@@ -5,9 +5,10 @@ use crate::record::reconcile::{Tried, round};
 use contracts::{ErrorKind, inference::not_understood, signal::UTTERANCES};
 use platform::bus::Consumer;
 
-/// Nothing is too fresh to be looked at, and a turn is due again at once.
+/// Nothing is too fresh to be looked at, and a turn is due again at once. Nobody looks but the test.
 fn at_once(on: On) -> Settings {
     let mut settings = on.settings();
+    settings.record.reconcile_s = 0;
     settings.record.reconcile_after_s = 0;
     settings.record.reconcile_most = 3;
     settings
@@ -19,6 +20,11 @@ fn pending(call: &Call, utterance: UtteranceId, task: Task, kind: ErrorKind) -> 
     insight.provenance.tier = Tier::Pending;
     insight.provenance.degraded_from = Some(Tier::Local);
     insight
+}
+
+/// A round as the settings say it.
+async fn look(running: &Running, tried: &mut Tried) -> Result<usize, contracts::CallError> {
+    round(&running.record, tried, Duration::from_secs(running.settings.record.reconcile_after_s)).await
 }
 
 /// What came onto the bus, acknowledged.
@@ -49,13 +55,13 @@ async fn what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not(
 
     let mut reader = running.bus.consume(UTTERANCES, "test").await.expect("a bus");
     let mut tried = Tried::default();
-    assert_eq!(round(&running.record, &mut tried).await.expect("a round"), 3, "no more than asked for at once");
+    assert_eq!(look(&running, &mut tried).await.expect("a round"), 3, "no more than asked for at once");
     let first = taken(&mut *reader, 3).await;
-    assert_eq!(round(&running.record, &mut tried).await.expect("a round"), 3, "the newest again, for nothing has come of it");
+    assert_eq!(look(&running, &mut tried).await.expect("a round"), 3, "the newest again, for nothing has come of it");
     taken(&mut *reader, 3).await;
-    round(&running.record, &mut tried).await.expect("a round");
+    look(&running, &mut tried).await.expect("a round");
     taken(&mut *reader, 3).await;
-    assert_eq!(round(&running.record, &mut tried).await.expect("a round"), 1, "three times, then it is another one's turn");
+    assert_eq!(look(&running, &mut tried).await.expect("a round"), 1, "three times, then it is another one's turn");
     let last = taken(&mut *reader, 1).await;
     let again: Vec<Segment> = first.iter().chain(&last).map(|v| serde_json::from_value(v.clone()).expect("a segment")).collect();
     assert!(first.iter().all(|v| v["again"] == true));
@@ -74,7 +80,7 @@ async fn what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not(
     let mut rest = vec![call.insight(id(1), Task::Sentiment, "a", None)];
     rest.extend([2, 4, 5].into_iter().flat_map(|n| Task::ALL.map(|task| call.insight(id(n), task, "a", None))));
     running.record.record(cx(), rest).await.expect("recorded");
-    assert_eq!(round(&running.record, &mut Tried::default()).await.expect("a round"), 0, "one that abstains is understood");
+    assert_eq!(look(&running, &mut Tried::default()).await.expect("a round"), 0, "one that abstains is understood");
     running.end().await;
 }
 
@@ -82,8 +88,23 @@ async fn a_turn_that_was_just_stored_is_left_to_whoever_is_at_it(on: On) {
     let running = Running::start(on).await;
     let call = running.call().await;
     running.commit(&[call.says(CUSTOMER, 0, 0..1_000, "hello")]).await;
-    assert_eq!(round(&running.record, &mut Tried::default()).await.expect("a round"), 0);
+    assert_eq!(look(&running, &mut Tried::default()).await.expect("a round"), 0);
     running.end().await;
+}
+
+async fn a_process_that_begins_looks_soon_because_the_one_before_may_have_died_with_what_it_had(on: On) {
+    let running = Running::start(on).await;
+    let call = running.call().await;
+    let said = call.says(CUSTOMER, 0, 0..1_000, "my line is dead");
+    running.commit(std::slice::from_ref(&said)).await;
+    let settings = running.settings.clone();
+    assert_eq!((settings.record.reconcile_s, settings.record.reconcile_after_s), (30, 60), "by its defaults");
+    let folder = running.end().await;
+    let next = Running::again(folder, Arc::new(Memory::default()), settings).await;
+    let mut reader = next.bus.consume(UTTERANCES, "test").await.expect("a bus");
+    let again = taken(&mut *reader, 1).await; // which waits for less time than it takes until it looks as usual
+    assert_eq!(serde_json::from_value::<Segment>(again[0].clone()).expect("a segment").utterance_id(), said.utterance_id());
+    next.end().await;
 }
 
 async fn what_a_lower_rung_answered_is_put_on_the_bus_again_when_the_better_one_is_back_and_not_for_ever(on: On) {
@@ -101,7 +122,7 @@ async fn what_a_lower_rung_answered_is_put_on_the_bus_again_when_the_better_one_
     };
     let mut reader = running.bus.consume(UTTERANCES, "test").await.expect("a bus");
     let mut put = async |tried: &mut Tried, count: usize| {
-        assert_eq!(round(&running.record, tried).await.expect("a round"), count);
+        assert_eq!(look(&running, tried).await.expect("a round"), count);
         let again = taken(&mut *reader, count).await;
         again.into_iter().map(|v| serde_json::from_value::<Segment>(v).expect("a segment").seq).collect::<Vec<_>>()
     };
@@ -173,6 +194,7 @@ async fn an_insight_that_stands_in_for_a_better_rung_never_takes_its_place(on: O
 
 on_both! {
     what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not,
+    a_process_that_begins_looks_soon_because_the_one_before_may_have_died_with_what_it_had,
     a_turn_that_was_just_stored_is_left_to_whoever_is_at_it,
     what_a_lower_rung_answered_is_put_on_the_bus_again_when_the_better_one_is_back_and_not_for_ever,
     an_insight_that_stands_in_for_a_better_rung_never_takes_its_place,

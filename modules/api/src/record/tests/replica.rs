@@ -64,7 +64,7 @@ impl Pair {
     /// As REST does: how many utterances the conversation has, and who said so.
     async fn count(&self, id: ConversationId, at_least: Option<Mark>) -> (u64, platform::cache::From) {
         let record = &self.running.record;
-        let (tenant, key) = (TenantId::default(), fresh::conversation(&TenantId::default(), id).part("row"));
+        let (tenant, key) = (TenantId::default(), record.history().conversation(&TenantId::default(), id).part("row"));
         let load = || async {
             let (stamp, row) = record.row_since(&tenant, id, at_least).await?;
             let body = row.map(|row| row.utterance_count.to_string().into());
@@ -81,7 +81,7 @@ impl Pair {
     }
 
     /// Waits until the cache was told of everything stored.
-    async fn announced(&self, changes: &mut broadcast::Receiver<Arc<Change>>, id: ConversationId, utterances: u64) {
+    async fn announced(&self, changes: &mut Changes, id: ConversationId, utterances: u64) {
         let told = tokio::time::timeout(Duration::from_secs(10), async {
             loop {
                 let change = changes.recv().await.expect("not behind");

@@ -92,7 +92,7 @@ async fn a_change_held_back_by_an_older_transaction_is_announced_when_that_ends(
     transaction.query_one(ANNOUNCE, &[&call.id.to_string()]).await.expect("inserts");
     let mut changes = running.record.subscribe();
     let later = running.call().await;
-    let told_of = async |changes: &mut broadcast::Receiver<Arc<Change>>, id: ConversationId| {
+    let told_of = async |changes: &mut Changes, id: ConversationId| {
         while changes.recv().await.expect("not lagging").conversation != id {}
     };
     let early = tokio::time::timeout(Duration::from_millis(300), told_of(&mut changes, later.id)).await;

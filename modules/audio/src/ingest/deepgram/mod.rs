@@ -58,6 +58,7 @@ impl DeepgramRefusal {
             ErrorKind::InvalidInput => "INVALID_QUERY_PARAMETER",
             ErrorKind::TooLarge => "PAYLOAD_TOO_LARGE",
             ErrorKind::Busy | ErrorKind::Unavailable => "SERVICE_UNAVAILABLE",
+            ErrorKind::SpoolFull => "INSUFFICIENT_STORAGE",
             _ => "INTERNAL_SERVER_ERROR",
         };
         Self { retry_after: refusal.retry_after, ..Self::new(refusal.status, code, refusal.detail, conversation) }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use contracts::TraceCx;
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,6 +44,8 @@ pub(super) struct State {
     pub(super) bodies: HashMap<EntryId, Body>,
     /// Out, with the number of this delivery.
     pub(super) held: HashMap<EntryId, u32>,
+    /// Those of them that hold nobody up.
+    pub(super) aside: HashSet<EntryId>,
     pub(super) leases: HashMap<u16, Lease>,
     /// How many entries somebody waits for.
     pub(super) wanted: usize,
@@ -177,7 +179,9 @@ impl Consumer for RedisConsumer {
             for id in ids {
                 if state.held.remove(id).is_some() {
                     let body = state.bodies.remove(id).expect("what is out has a body");
-                    state.desk.finish(&body.key);
+                    if !state.aside.remove(id) {
+                        state.desk.finish(&body.key);
+                    }
                     if state.leases.contains_key(&id.shard()) {
                         state.done.entry(id.shard()).or_default().push(*id);
                     } else {
@@ -198,7 +202,9 @@ impl Consumer for RedisConsumer {
             for id in ids {
                 let Some(attempts) = state.held.remove(id) else { continue };
                 let key = state.bodies[id].key.clone();
-                state.desk.finish(&key);
+                if !state.aside.remove(id) {
+                    state.desk.finish(&key);
+                }
                 match state.leases.get(&id.shard()).cloned() {
                     Some(lease) => {
                         state.desk.put(*id, &key, attempts);
@@ -213,6 +219,20 @@ impl Consumer for RedisConsumer {
         for (of, (lease, entries)) in back {
             self.desk.give_back(of, &lease, false, &entries).await;
         }
+        Ok(())
+    }
+
+    async fn set_aside(&mut self, ids: &[EntryId]) -> Result<(), BusError> {
+        {
+            let mut state = self.desk.state.lock();
+            let State { desk, bodies, held, aside, .. } = &mut *state;
+            for id in ids {
+                if held.contains_key(id) && aside.insert(*id) {
+                    desk.finish(&bodies[id].key);
+                }
+            }
+        }
+        self.desk.arrived.notify_waiters();
         Ok(())
     }
 }

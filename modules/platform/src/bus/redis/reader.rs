@@ -315,6 +315,7 @@ impl Reader {
             let mut state = desk.state.lock();
             // Whatever is out stays pending, and counts as delivered.
             state.held.clear();
+            state.aside.clear();
         }
         for of in self.owned.keys().copied().collect::<Vec<_>>() {
             if !self.release(of).await {
