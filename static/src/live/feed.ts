@@ -4,7 +4,7 @@
 // since when; nothing pretends to be live. A new attempt waits longer each time, with chance, and is made at once when the network
 // comes back. Deliberately absent: what the frames mean.
 
-import { signal } from '@preact/signals';
+import { computed, signal } from '@preact/signals';
 import { type Cursor, fresh, resumeFrom, step } from './cursor';
 import type { Delta, Envelope } from './wire';
 
@@ -42,6 +42,8 @@ interface Topic {
 }
 
 export const link = signal<Link>({ state: 'connecting' });
+/** What is on screen is of this moment. */
+export const linked = computed(() => link.value.state === 'live');
 /** How much later than the best case frames arrive, in ms: the feed's own part of the lag. */
 export const feedDelayMs = signal(0);
 /** The server's clock minus ours, in ms. */

@@ -101,6 +101,7 @@ export const en = {
     talkingBoth: 'Both are speaking',
     silent: 'Silence',
     linkLost: 'Caller lost, waiting',
+    notKnown: 'Not known now',
     noWords: 'No words yet',
     noIntent: 'No intent yet',
     noSentiment: 'No sentiment yet',

@@ -1,4 +1,4 @@
-import { feedDelayMs } from '../live/feed';
+import { feedDelayMs, linked } from '../live/feed';
 import type { TierStatus } from '../live/wire';
 import { inSeconds, m } from '../messages';
 import { TierBadge } from '../parts/badges';
@@ -13,12 +13,12 @@ export function StatusBar() {
   return (
     <footer class="status-bar" aria-label={m.footer.label}>
       <LinkState />
-      {transcriptLagMs.value !== null && (
+      {linked.value && transcriptLagMs.value !== null && (
         <span class="item">
           <span class="muted">{m.footer.lag}</span> <span class="number">{m.seconds(inSeconds(transcriptLagMs.value))}</span>
         </span>
       )}
-      {feedDelayMs.value >= 500 && (
+      {linked.value && feedDelayMs.value >= 500 && (
         <span class="item">
           <span class="muted">{m.footer.feed}</span> <span class="number">{m.seconds(inSeconds(feedDelayMs.value))}</span>
         </span>

@@ -2,6 +2,7 @@ import { clock, inSeconds, m } from '../messages';
 import { IntentBadge, MoodBadge, TierBadge } from '../parts/badges';
 import { Icon } from '../parts/icon';
 import { Sparkline } from '../parts/sparkline';
+import { linked } from '../live/feed';
 import type { Tier } from '../live/wire';
 import { now } from '../shell/clock';
 import type { Tile } from './model';
@@ -64,6 +65,7 @@ export function Elapsed({ tile }: { tile: Tile }) {
 
 export function Talking({ tile }: { tile: Pick<Tile, 'state' | 'connected' | 'channels' | 'talking'> }) {
   if (tile.state !== 'live') return <span class="muted">{m.state[tile.state]}</span>;
+  if (!linked.value) return <span class="talking muted">{m.wall.notKnown}</span>;
   if (!tile.connected) {
     return (
       <span class="talking lost">
@@ -93,7 +95,7 @@ export function Bars() {
 }
 
 export function Lag({ tile }: { tile: Pick<Tile, 'state' | 'lag_ms'> }) {
-  if (tile.lag_ms === null || tile.state !== 'live') return null;
+  if (tile.lag_ms === null || tile.state !== 'live' || !linked.value) return null;
   const late = tile.lag_ms >= LATE_MS;
   return (
     <span class={`number lag${late ? ' warn' : ' muted'}`}>
