@@ -45,8 +45,8 @@ impl Plan {
     }
 
     fn build(self) -> Vec<House> {
-        // Whoever does not fit shows in the figures, not in a refusal.
-        let env = [("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0")];
+        // Whoever does not fit shows in the figures, not in a refusal; and the classifier has as long as the limit gives it.
+        let env = [("QUICKCOMM_AUDIO__ENGINE__MAX_LOAD", "1.0"), ("QUICKCOMM_INFERENCE__TIMEOUT_MS", "2000")];
         match self {
             Self::Halves => ["0", "1"].map(|core| House::whole(Some(core), &env)).into(),
             Self::Roles => vec![House::apart(&env)],

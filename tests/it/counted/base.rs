@@ -1,6 +1,9 @@
 //! The database under counted calls: killed, and lost for good.
 
-use super::{Strikes, house::House};
+use super::{
+    CALLS, Strikes,
+    house::{Callers, House},
+};
 use crate::support::{eventually, ground::Ground, postgres::Postgres};
 use rand::Rng;
 use std::time::Duration;
@@ -26,29 +29,35 @@ async fn f11_a_promoted_standby_that_lacked_rows_has_the_rows_of_a_run_without()
     let standby: &'static Postgres = Box::leak(Box::new(ground.postgres.standby()));
     let host = |server: &Postgres| server.socket().display().to_string().replace('/', "%2F");
     let both = format!("postgres://postgres@{},{}/{}", host(ground.postgres), host(standby), ground.database);
-    let settings = [("QUICKCOMM_API__RECORD__URL", both.as_str())];
+    let settings = [("QUICKCOMM_API__RECORD__URL", both.as_str()), ("QUICKCOMM_AUDIO__INGEST__LOOK_AGAIN_MS", "10000")];
     let Some(mut struck) = Strikes::on("F11", 1, Some(ground), &settings) else { return };
     struck.tally.at_most(1); // there is one standby
     struck.scene.tables.postgres = standby;
-    struck
-        .survive(async |house: &mut House, _| {
-            let (primary, database) = (house.ground.postgres, house.ground.database.clone());
-            let rows = |server: &Postgres| server.sql(&database, "SELECT count(*) FROM segments").parse::<u64>().unwrap();
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
-            standby.sql("postgres", "SELECT pg_reload_conf()");
-            let stopped = "SELECT count(*) FROM pg_stat_wal_receiver";
-            eventually("the standby follows no more", Duration::from_secs(10), async || {
-                (standby.sql("postgres", stopped) == "0").then_some(())
-            })
-            .await;
-            let behind = async || (rows(primary) >= rows(standby) + 10).then(|| (rows(primary), rows(standby)));
-            let (had, has) = eventually("rows are committed that the standby lacks", Duration::from_secs(30), behind).await;
-            tokio::task::block_in_place(|| primary.kill());
-            println!("the primary died with {had} segments, the standby had {has}");
-            tokio::task::block_in_place(|| standby.promote());
-            tokio::time::sleep(Duration::from_secs(3)).await;
+    let (primary, database) = (struck.house.ground.postgres, struck.house.ground.database.clone());
+    let rows = |server: &Postgres| server.sql(&database, "SELECT count(*) FROM segments").parse::<u64>().unwrap();
+    let fault = async |callers: &Callers| {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
+        standby.sql("postgres", "SELECT pg_reload_conf()");
+        let stopped = "SELECT count(*) FROM pg_stat_wal_receiver";
+        eventually("the standby follows no more", Duration::from_secs(10), async || {
+            (standby.sql("postgres", stopped) == "0").then_some(())
         })
         .await;
+        // The standby will never have heard of these: one goes on, and one is over when the primary dies.
+        let late = callers.long(CALLS);
+        let over = callers.brief(CALLS + 1, Duration::from_secs(3)).await;
+        let closed = "SELECT count(*) FROM conversations WHERE finalization = 'done'";
+        eventually("a call is over", Duration::from_secs(30), async || (primary.sql(&database, closed) == "1").then_some(())).await;
+        let behind = async || (rows(primary) >= rows(standby) + 10).then(|| (rows(primary), rows(standby)));
+        let (had, has) = eventually("rows are committed that the standby lacks", Duration::from_secs(30), behind).await;
+        tokio::task::block_in_place(|| primary.kill());
+        println!("the primary died with {had} segments, the standby had {has}");
+        tokio::task::block_in_place(|| standby.promote());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        vec![late, over]
+    };
+    struck.scene.plays_with(CALLS, fault).await;
+    struck.tally.survived(1);
     struck.end();
 }

@@ -103,7 +103,7 @@ impl File {
 }
 
 /// A call of two voices that is over.
-struct Said {
+pub struct Said {
     pub id: ConversationId,
     /// The number of its first voice.
     pub first: u32,
@@ -247,6 +247,42 @@ fn check(tables: &impl Tables, said: &Said) {
     assert_eq!(tables.lines(&format!("SELECT id AS line FROM insights WHERE {strays}")), [""; 0], "insights of nothing");
 }
 
+/// Makes calls, to one process after the other.
+pub struct Callers {
+    doors: Vec<String>,
+    welcomed: watch::Sender<usize>,
+    /// When those end who speak until then.
+    stop: CancellationToken,
+}
+
+impl Callers {
+    /// The call of the nth caller, in a task of its own.
+    fn call(&self, n: usize, id: ConversationId, until: Until) -> JoinHandle<Said> {
+        let (door, first) = (self.doors[n % self.doors.len()].clone(), 2 * n as u32 % sound::VOICES);
+        let welcomed = self.welcomed.clone();
+        tokio::spawn(async move { call(&door, id, first, until, welcomed).await })
+    }
+
+    /// One who speaks until the fault is over.
+    pub fn long(&self, n: usize) -> JoinHandle<Said> {
+        self.call(n, ConversationId::fresh(), Until::Told(self.stop.clone()))
+    }
+
+    /// One who speaks for so long.
+    pub async fn brief(&self, n: usize, time: Duration) -> JoinHandle<Said> {
+        let stop = CancellationToken::new();
+        let call = self.call(n, ConversationId::fresh(), Until::Told(stop.clone()));
+        tokio::time::sleep(time).await;
+        stop.cancel();
+        call
+    }
+
+    /// So many have been welcomed.
+    pub async fn welcomed(&self, calls: usize) {
+        self.welcomed.subscribe().wait_for(|times| *times >= calls).await.unwrap();
+    }
+}
+
 /// Where calls are made, and where it is seen what became of them.
 pub struct Scene<T> {
     /// The processes that callers talk to, in turn.
@@ -262,12 +298,19 @@ pub struct Scene<T> {
 impl<T: Tables> Scene<T> {
     /// Several calls at once while `fault` strikes; then the same calls without it. Both leave the same rows.
     pub async fn plays(&mut self, calls: usize, fault: impl AsyncFnOnce()) {
-        let stop = CancellationToken::new();
-        let (welcomed, mut welcomes) = watch::channel(0);
+        let fault = async |_: &Callers| {
+            fault().await;
+            vec![]
+        };
+        self.plays_with(calls, fault).await;
+    }
+
+    /// The same with calls, numbered on, that `fault` makes.
+    pub async fn plays_with(&mut self, calls: usize, fault: impl AsyncFnOnce(&Callers) -> Vec<JoinHandle<Said>>) {
+        let callers = Callers { doors: self.doors.clone(), welcomed: watch::channel(0).0, stop: CancellationToken::new() };
         let ids: Vec<ConversationId> = (0..calls).map(|_| ConversationId::fresh()).collect();
-        let speaking =
-            ids.iter().enumerate().map(|(n, id)| self.call(n, *id, Until::Told(stop.clone()), welcomed.clone())).collect::<Vec<_>>();
-        welcomes.wait_for(|times| *times >= calls).await.unwrap();
+        let mut speaking: Vec<_> = ids.iter().enumerate().map(|(n, id)| callers.call(n, *id, Until::Told(callers.stop.clone()))).collect();
+        callers.welcomed(calls).await;
         let watched: Vec<_> = ids
             .iter()
             .take(self.watched)
@@ -276,8 +319,9 @@ impl<T: Tables> Scene<T> {
                 (tell, tokio::spawn(follow(self.node.clone(), id.to_string(), wanted)))
             })
             .collect();
-        fault().await;
-        stop.cancel();
+        speaking.extend(fault(&callers).await);
+        callers.stop.cancel();
+        let calls = speaking.len();
         let struck: Vec<Said> = join_all(speaking).await.into_iter().map(|said| said.unwrap()).collect();
         for said in &struck {
             settle(&self.tables, said).await;
@@ -289,11 +333,8 @@ impl<T: Tables> Scene<T> {
             watching.await.unwrap();
         }
 
-        let again: Vec<_> = struck
-            .iter()
-            .enumerate()
-            .map(|(n, said)| self.call(n, ConversationId::fresh(), Until::Blocks(said.blocks), welcomed.clone()))
-            .collect();
+        let again: Vec<_> =
+            struck.iter().enumerate().map(|(n, said)| callers.call(n, ConversationId::fresh(), Until::Blocks(said.blocks))).collect();
         let calm: Vec<Said> = join_all(again).await.into_iter().map(|said| said.unwrap()).collect();
         let (mut utterances, mut seconds) = (0, 0);
         for (struck, calm) in struck.iter().zip(&calm) {
@@ -312,12 +353,6 @@ impl<T: Tables> Scene<T> {
             seconds += struck.blocks * BLOCK * 2 / 16_000;
         }
         println!("{calls} calls, {seconds} s of sound, {utterances} utterances: to the sample, and the rows of a run without");
-    }
-
-    /// The call of the nth caller, in a task of its own.
-    fn call(&self, n: usize, id: ConversationId, until: Until, welcomed: watch::Sender<usize>) -> JoinHandle<Said> {
-        let (door, first) = (self.doors[n % self.doors.len()].clone(), 2 * n as u32 % sound::VOICES);
-        tokio::spawn(async move { call(&door, id, first, until, welcomed).await })
     }
 
     /// What a screen is to show of a call.

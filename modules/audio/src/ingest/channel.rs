@@ -377,6 +377,11 @@ impl Channel {
                 Step::Reopened(Err(error)) => self.failed(error).await,
                 Step::Mark(mark) => self.committed(mark.epoch, mark.next_seq, mark.safe),
                 Step::Asked(Ok((state, view))) => self.answered(state, view),
+                Step::Asked(Err(error)) if error.kind == ErrorKind::NotFound => {
+                    warn!(channel = %self.index(), "the record does not know the conversation any more: it is opened again");
+                    self.begin_anew();
+                    Ok(())
+                }
                 Step::Asked(Err(error)) => {
                     debug!(%error, "the record does not answer");
                     self.ask_every = (self.ask_every * 2).min(LAST_RETRY);
@@ -796,24 +801,45 @@ impl Channel {
         self.reopening = Some(Box::pin(open(shared, cx, spec)));
     }
 
-    /// The record holds something else than what was sent: begins again from what it has.
+    /// The record holds something else than what was sent: the channel is attached to again as soon as that can be.
+    fn begin_anew(&mut self) {
+        self.attach_anew = true;
+        self.frames = None;
+        self.events = None;
+        self.reopening = None;
+    }
+
+    /// Goes on from what the record has: what was heard from there on and is remembered is published again, anything else is heard again.
     async fn attach(&mut self) -> Result<(), End> {
         let request = Attach { conversation: self.id(), channel: self.index() };
-        let attached = match self.shared.conversations.attach(self.cx(OPEN_BUDGET), request).await {
+        let record = self.shared.conversations.clone();
+        let attached = match record.attach(self.cx(OPEN_BUDGET), request.clone()).await {
+            Err(error) if error.kind == ErrorKind::NotFound => match record.open(self.cx(OPEN_BUDGET), self.opening.request()).await {
+                Ok(_) => record.attach(self.cx(OPEN_BUDGET), request).await,
+                Err(error) => Err(error),
+            },
+            answered => answered,
+        };
+        let attached = match attached {
             Ok(attached) => attached,
             Err(error) if matches!(error.kind, ErrorKind::Conflict | ErrorKind::NotFound) => return Err(End::Failed(error)),
             Err(error) => return self.failed(error).await,
         };
-        if attached.safe < self.kept.safe() {
+        if let Some(next_seq) = self.journal.sign_again(attached) {
+            (self.epoch, self.next_seq) = (attached.epoch, next_seq);
+            self.publish_again = Some(Instant::now());
+        } else if attached.safe < self.kept.safe() {
             let detail = format!("the record went back from {} to {}", self.kept.safe(), attached.safe);
             return Err(End::Failed(CallError::internal(detail)));
+        } else {
+            self.journal.clear();
+            (self.epoch, self.next_seq, self.heard) = (attached.epoch, attached.next_seq, attached.safe);
+            self.all_heard = false;
         }
         self.attach_anew = false;
-        self.journal.clear();
-        (self.epoch, self.next_seq, self.heard) = (attached.epoch, attached.next_seq, attached.safe);
         self.kept.trim(attached.safe);
         self.standing.lock().attached = attached;
-        if !self.resting || !self.waking.is_empty() {
+        if !self.all_heard && (!self.resting || !self.waking.is_empty()) {
             self.reopen();
         }
         Ok(())
@@ -841,11 +867,7 @@ impl Channel {
             }
             Err(disagreement) => {
                 error!(channel = %self.index(), %disagreement, "attaching anew");
-                self.attach_anew = true;
-                self.frames = None;
-                self.events = None;
-                self.reopening = None;
-                self.all_heard = false;
+                self.begin_anew();
                 Ok(())
             }
         }
@@ -864,9 +886,13 @@ impl Channel {
                 }
                 Err(disagreement) => {
                     error!(channel = %self.index(), %disagreement, "attaching anew");
-                    self.attach_anew = true;
+                    self.begin_anew();
                 }
             }
+        }
+        if epoch < self.epoch && state == ConversationState::Live {
+            warn!(channel = %self.index(), theirs = %epoch, ours = %self.epoch, "the record has lost that this channel was attached to");
+            self.begin_anew();
         }
         if state != ConversationState::Live && !self.journal.is_empty() {
             warn!(channel = %self.index(), "the conversation was closed while segments were under way");
@@ -877,8 +903,8 @@ impl Channel {
 
     async fn tick(&mut self) -> Result<(), End> {
         let now = Instant::now();
-        let idle = self.frames.is_none() && self.events.is_none() && self.reopening.is_none() && !self.all_heard;
-        let wanted = !self.resting || self.attach_anew;
+        let idle = self.frames.is_none() && self.events.is_none() && self.reopening.is_none();
+        let wanted = self.attach_anew || !self.resting && !self.all_heard;
         if idle && wanted && self.trouble.as_ref().is_none_or(|trouble| now >= trouble.retry_at) {
             if self.attach_anew {
                 self.retract().await;

@@ -7,7 +7,10 @@
 mod property;
 
 use bytes::Bytes;
-use contracts::{SamplePos, TraceCx, conversation::Segment};
+use contracts::{
+    SamplePos, TraceCx,
+    conversation::{Attached, Segment},
+};
 use platform::bus::NewEntry;
 use std::{
     collections::VecDeque,
@@ -143,6 +146,27 @@ impl Journal {
         Ok(lost)
     }
 
+    /// The channel was attached to anew: what was made from `attached.safe` on is numbered and signed for that, and is to be published. Returns
+    /// the number that comes next; `None`: that place is no boundary of what is remembered, and nothing has changed.
+    pub(super) fn sign_again(&mut self, attached: Attached) -> Option<u64> {
+        let entries = self.committed.iter().map(|(_, entry)| entry).chain(&self.entries);
+        let mut made: Vec<Segment> = entries.map(|entry| serde_json::from_slice(&entry.payload).expect("it was written here")).collect();
+        let from = made.iter().position(|segment| segment.start == attached.safe);
+        let from = from.or_else(|| made.last().filter(|last| last.end == attached.safe).map(|_| made.len()))?;
+        if made[from..].windows(2).any(|two| two[0].end != two[1].start) {
+            return None;
+        }
+        self.committed.truncate(from);
+        self.entries.clear();
+        self.sent = 0;
+        let mut next_seq = attached.next_seq;
+        for segment in made.drain(from..) {
+            self.push(&Segment { epoch: attached.epoch, seq: next_seq, ..segment });
+            next_seq += 1;
+        }
+        Some(next_seq)
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -219,5 +243,25 @@ mod tests {
         assert_eq!(journal.waiting(later), Duration::ZERO);
         journal.mark_sent(Instant::now());
         assert!(journal.waiting(later) > Duration::from_secs(8));
+    }
+
+    #[test]
+    fn what_a_record_lacks_that_was_attached_to_again_is_signed_anew() {
+        let mut journal = journal(0..6);
+        journal.mark_sent(Instant::now());
+        journal.confirm(4, SamplePos(40), Instant::now()).unwrap();
+        let at = |safe, next_seq| Attached { epoch: Epoch(9), safe: SamplePos(safe), next_seq };
+        assert_eq!(journal.sign_again(at(25, 2)), None, "no boundary");
+        assert_eq!(journal.sign_again(at(20, 7)), Some(11));
+        let signed: Vec<_> = journal
+            .unsent()
+            .iter()
+            .map(|entry| serde_json::from_slice::<Segment>(&entry.payload).unwrap())
+            .map(|segment| (segment.epoch.0, segment.seq, segment.start.0, segment.end.0))
+            .collect();
+        assert_eq!(signed, [(9, 7, 20, 30), (9, 8, 30, 40), (9, 9, 40, 50), (9, 10, 50, 60)]);
+        assert_eq!(journal.sign_again(at(0, 0)), Some(6), "what is committed is remembered");
+        assert_eq!(journal.sign_again(at(60, 3)), Some(3), "and nothing is left when the record has everything");
+        assert!(journal.is_empty());
     }
 }

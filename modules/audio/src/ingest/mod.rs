@@ -32,6 +32,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use platform::bus::Bus;
 use recording::Recordings;
+use recovery::{Closed, Later};
 use session::Conversation;
 use std::{
     collections::{HashMap, HashSet},
@@ -86,8 +87,8 @@ struct Shared {
     runtime: tokio::runtime::Handle,
     /// No new callers; those who can come back are told to.
     leaving: CancellationToken,
-    /// Finishes later what failed now.
-    later: tokio::sync::mpsc::UnboundedSender<ConversationId>,
+    /// Finishes later what failed now, and looks once more at what is closed.
+    later: tokio::sync::mpsc::UnboundedSender<Later>,
 }
 
 /// Holds a conversation's id while it is being opened.
@@ -121,7 +122,11 @@ impl Shared {
     }
 
     fn recover_later(&self, id: ConversationId) {
-        let _ = self.later.send(id);
+        let _ = self.later.send(Later::Finish(id));
+    }
+
+    fn look_again(&self, closed: Closed) {
+        let _ = self.later.send(Later::LookAgain(closed));
     }
 }
 
@@ -153,7 +158,7 @@ impl Ingest {
             later,
         });
         tokio::spawn(shared.watermarks.clone().listen(bus));
-        tokio::spawn(recovery::finish_later(Arc::downgrade(&shared), waiting));
+        tokio::spawn(recovery::do_later(Arc::downgrade(&shared), waiting));
         Arc::new(Self { shared })
     }
 

@@ -3,6 +3,9 @@
 //! The part of the recording beyond `safe` is heard and committed, what is known to be missing becomes a gap, and the conversation is
 //! closed as abandoned. A caller who can come back has the resume window to do so first, here or at another process: a conversation that
 //! moves on without us is heard there, and is left alone as long as it does.
+//!
+//! Nor is a close the end of it: a standby that takes the record's place may lack it, and the last words before it. The record is asked once
+//! more, and what it lacks is heard again.
 
 use super::{
     Shared,
@@ -12,6 +15,7 @@ use super::{
     session::{Begin, Conversation, Opening, Source},
 };
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use contracts::{
     CallCx, CallError, ConversationId, Epoch, ErrorKind, SamplePos, TenantId, TraceCx,
     audio::{Endpointing, Pace},
@@ -36,6 +40,7 @@ const AT_ONCE: usize = 2;
 const UNWRITTEN: &str = "the server stopped; what came after its last write is lost";
 const UNRECORDED: &str = "the server stopped and nothing was recorded; what was not committed is lost";
 const NOT_HEARD: &str = "the server could not hear the rest";
+const TAKEN_BACK: &str = "the record lost it, and nothing was recorded";
 
 pub(super) async fn recover(shared: &Arc<Shared>) {
     let recordings = shared.recordings.clone();
@@ -66,14 +71,30 @@ pub(super) async fn recover(shared: &Arc<Shared>) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Takes up conversations whose hearing failed in this process, after a while.
-pub(super) async fn finish_later(shared: Weak<Shared>, mut waiting: mpsc::UnboundedReceiver<ConversationId>) {
-    while let Some(id) = waiting.recv().await {
-        let Some(shared) = shared.upgrade() else { return };
-        tokio::spawn(async move {
-            await_caller(&shared, id).await;
-            finish(&shared, id, Some(NOT_HEARD)).await;
-        });
+/// What is to be done after a while.
+pub(super) enum Later {
+    /// Hearing it failed in this process.
+    Finish(ConversationId),
+    LookAgain(Closed),
+}
+
+/// A conversation that was closed here.
+pub(super) struct Closed {
+    pub(super) opening: Arc<Opening>,
+    pub(super) state: ConversationState,
+    pub(super) ended_at: DateTime<Utc>,
+}
+
+pub(super) async fn do_later(shared: Weak<Shared>, mut waiting: mpsc::UnboundedReceiver<Later>) {
+    while let Some(later) = waiting.recv().await {
+        let Some(strong) = shared.upgrade() else { return };
+        match later {
+            Later::Finish(id) => drop(tokio::spawn(async move {
+                await_caller(&strong, id).await;
+                finish(&strong, id, Some(NOT_HEARD)).await;
+            })),
+            Later::LookAgain(closed) => drop(tokio::spawn(look_again(shared.clone(), strong.settings.look_again(), closed))),
+        }
     }
 }
 
@@ -130,7 +151,6 @@ async fn try_finish(shared: &Arc<Shared>, id: ConversationId, lost: Option<&'sta
     if shared.find(id).is_some() {
         return Ok(()); // its caller came back
     }
-    let unreadable = |error: io::Error| CallError::internal(format!("the recording cannot be read: {error}"));
     let Some(meta) = shared.recordings.meta(id).map_err(unreadable)? else { return Ok(()) };
     let view = match shared.conversations.conversation(CallCx::new(ASK_BUDGET).for_conversation(id), id).await {
         Ok(view) => view,
@@ -144,31 +164,71 @@ async fn try_finish(shared: &Arc<Shared>, id: ConversationId, lost: Option<&'sta
         return shared.recordings.close(&meta).map_err(unreadable);
     }
     let begin = Begin::Again { safe: view.channels.iter().map(|c| c.attached.safe).collect() };
-    let conversation = Conversation::open(shared, opening(&meta, &view), begin).await?;
-    let mut reading = JoinSet::new();
-    for n in 0..conversation.doors.len() {
-        let conversation = conversation.clone();
-        let log = shared.recordings.log(&meta, n);
-        reading.spawn(async move {
-            match log {
-                Some(log) => replay(&conversation.doors[n], log).await,
-                None => Ok(()),
-            }
-        });
-    }
-    while let Some(read) = reading.join_next().await {
-        if let Ok(Err(error)) = read {
-            warn!(conversation = %id, %error, "a recording ends early");
-        }
-    }
+    let conversation = hear_rest(shared, opening(&meta, &view), begin, Some(&meta)).await?;
     let ends = conversation.doors.iter().map(|door| door.spec.rate.time_of(door.standing().received.0));
     let ended_at = meta.started_at + ends.max().unwrap_or_default();
-    let gap = lost.map(|why| (Duration::from_millis(shared.settings.flush_ms), why));
-    conversation.finish_cut_off(gap, ended_at);
+    conversation.finish_as(ConversationState::Abandoned, gap(shared, lost), ended_at);
     conversation.over().await;
     counter!(names::RECOVERED).increment(1);
     info!(conversation = %id, "finished from its recording");
     Ok(())
+}
+
+fn gap(shared: &Shared, lost: Option<&'static str>) -> Option<(Duration, &'static str)> {
+    lost.map(|why| (Duration::from_millis(shared.settings.flush_ms), why))
+}
+
+/// Opens it again and sends what was recorded; it is not finished yet.
+async fn hear_rest(shared: &Arc<Shared>, opening: Opening, begin: Begin, meta: Option<&Meta>) -> Result<Arc<Conversation>, CallError> {
+    let conversation = Conversation::open(shared, opening, begin).await?;
+    let mut reading = JoinSet::new();
+    for n in 0..conversation.doors.len() {
+        let Some(log) = meta.and_then(|meta| shared.recordings.log(meta, n)) else { continue };
+        let conversation = conversation.clone();
+        reading.spawn(async move { replay(&conversation.doors[n], log).await });
+    }
+    while let Some(read) = reading.join_next().await {
+        if let Ok(Err(error)) = read {
+            warn!(conversation = %conversation.id(), %error, "a recording ends early");
+        }
+    }
+    Ok(conversation)
+}
+
+/// Asks the record whether it still knows.
+async fn look_again(shared: Weak<Shared>, after: Duration, closed: Closed) {
+    tokio::time::sleep(after).await;
+    let Some(shared) = shared.upgrade() else { return };
+    let mut wait = FIRST_RETRY;
+    while !shared.leaving.is_cancelled() {
+        let Err(error) = close_again(&shared, &closed).await else { return };
+        warn!(conversation = %closed.opening.id, %error, "cannot see that it is still closed; trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LAST_RETRY);
+    }
+}
+
+async fn close_again(shared: &Arc<Shared>, closed: &Closed) -> Result<(), CallError> {
+    let id = closed.opening.id;
+    let safe = match shared.conversations.conversation(CallCx::new(ASK_BUDGET).for_conversation(id), id).await {
+        Ok(view) if view.conversation.state != ConversationState::Live || shared.find(id).is_some() => return Ok(()),
+        Ok(view) => view.channels.iter().map(|channel| channel.attached.safe).collect(),
+        Err(error) if error.kind == ErrorKind::NotFound => vec![SamplePos::ZERO; closed.opening.channels.len()],
+        Err(error) => return Err(error),
+    };
+    warn!(conversation = %id, "the record has lost that it was closed: what it lacks is heard again");
+    let meta = shared.recordings.meta(id).map_err(unreadable)?;
+    let opening = Opening { partials: None, pace: Pace::Batch, ..(*closed.opening).clone() };
+    let conversation = hear_rest(shared, opening, Begin::Again { safe }, meta.as_ref()).await?;
+    let lost = meta.is_none_or(|meta| !meta.recorded).then_some(TAKEN_BACK);
+    conversation.finish_as(closed.state, gap(shared, lost), closed.ended_at);
+    conversation.over().await;
+    counter!(names::RECOVERED).increment(1);
+    Ok(())
+}
+
+fn unreadable(error: io::Error) -> CallError {
+    CallError::internal(format!("the recording cannot be read: {error}"))
 }
 
 fn opening(meta: &Meta, view: &ConversationView) -> Opening {

@@ -11,6 +11,7 @@ use super::{
     channel::{Channel, Door, End, Input, Start},
     metrics as names,
     recording::{ChannelMeta, Meta, MetaState, Recording},
+    recovery::Closed,
 };
 use chrono::{DateTime, Utc};
 use contracts::{
@@ -106,6 +107,19 @@ impl Opening {
 
     fn cx(&self, budget: Duration) -> CallCx {
         CallCx { tenant: self.tenant.clone(), ..CallCx::new(budget).for_conversation(self.id).traced(self.trace) }
+    }
+
+    pub(super) fn request(&self) -> OpenConversation {
+        OpenConversation {
+            id: self.id,
+            external_id: self.external_id.clone(),
+            title: self.title.clone(),
+            source: self.source.name().into(),
+            language: self.language.clone(),
+            tags: self.tags.clone(),
+            channels: self.channels.clone(),
+            started_at: self.started_at,
+        }
     }
 
     fn meta(&self, recorded: bool, from: &[SamplePos]) -> Meta {
@@ -280,17 +294,7 @@ impl Conversation {
         let recording = recording
             .map_err(|e| CallError::panicked(&*e.into_panic()))?
             .map_err(|e| no_recording(e.kind(), format!("the recording cannot be begun: {e}")))?;
-        let request = OpenConversation {
-            id: opening.id,
-            external_id: opening.external_id.clone(),
-            title: opening.title.clone(),
-            source: opening.source.name().into(),
-            language: opening.language.clone(),
-            tags: opening.tags.clone(),
-            channels: opening.channels.clone(),
-            started_at: opening.started_at,
-        };
-        let opened = shared.conversations.open(cx.clone(), request).await.and_then(|opened| match opened.state {
+        let opened = shared.conversations.open(cx.clone(), opening.request()).await.and_then(|opened| match opened.state {
             ConversationState::Live => Ok(()),
             state => Err(CallError::conflict(format!("{} is closed: it is {}", opening.id, state.name()))),
         });
@@ -350,9 +354,9 @@ impl Conversation {
         let _ = self.control.send(Control::Finish { state, lost: None, ended_at: None });
     }
 
-    /// The same for a conversation that a crash has cut off.
-    pub(super) fn finish_cut_off(&self, lost: Option<(Duration, &'static str)>, ended_at: DateTime<Utc>) {
-        let _ = self.control.send(Control::Finish { state: ConversationState::Abandoned, lost, ended_at: Some(ended_at) });
+    /// The same for one that ended earlier. `lost`: what followed is known to be missing, and why.
+    pub(super) fn finish_as(&self, state: ConversationState, lost: Option<(Duration, &'static str)>, ended_at: DateTime<Utc>) {
+        let _ = self.control.send(Control::Finish { state, lost, ended_at: Some(ended_at) });
     }
 
     /// The process is leaving.
@@ -542,6 +546,8 @@ impl Life {
         match closed {
             Ok(state) => {
                 info!(conversation = %id, state = state.name(), "conversation closed");
+                let closed = Closed { opening: self.conversation.opening.clone(), state, ended_at };
+                self.shared.look_again(closed);
                 self.conversation.audience.tell(Event::Ended { state });
             }
             Err(error) => {

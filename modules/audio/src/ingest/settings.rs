@@ -39,6 +39,9 @@ pub struct IngestSettings {
     pub move_within_ms: u64,
     /// A segment that is not committed after this long is published again, in ms. Default 5000.
     pub republish_ms: u64,
+    /// So long after it has closed a conversation the record is asked whether it still knows, in ms: a standby that took its place may not.
+    /// Default 60000.
+    pub look_again_ms: u64,
 }
 
 impl Default for IngestSettings {
@@ -59,6 +62,7 @@ impl Default for IngestSettings {
             audio_patience_ms: 60_000,
             move_within_ms: 10_000,
             republish_ms: 5_000,
+            look_again_ms: 60_000,
         }
     }
 }
@@ -82,7 +86,8 @@ impl IngestSettings {
         in_range("ping_ms", self.ping_ms, 100, 60_000)?;
         in_range("audio_patience_ms", self.audio_patience_ms, 0, 3_600_000)?;
         in_range("move_within_ms", self.move_within_ms, 0, 60_000)?;
-        in_range("republish_ms", self.republish_ms, 500, 60_000)
+        in_range("republish_ms", self.republish_ms, 500, 60_000)?;
+        in_range("look_again_ms", self.look_again_ms, 100, 3_600_000)
     }
 
     pub(crate) fn resume_window(&self) -> Duration {
@@ -103,6 +108,9 @@ impl IngestSettings {
     }
     pub(crate) fn republish(&self) -> Duration {
         Duration::from_millis(self.republish_ms)
+    }
+    pub(crate) fn look_again(&self) -> Duration {
+        Duration::from_millis(self.look_again_ms)
     }
 }
 

@@ -13,16 +13,37 @@ use crate::{
 use async_trait::async_trait;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 use tokio::sync::mpsc;
 
 /// Keeps everything the trait promises, short of surviving kill -9.
 #[derive(Clone, Default)]
 pub struct FakeConversations {
     conduct: Arc<Conduct>,
-    kept: Arc<Mutex<BTreeMap<(TenantId, ConversationId), Kept>>>,
+    kept: Arc<Mutex<All>>,
+    /// How many standbys have taken over: each begins with epochs that none before it has given out.
+    timeline: Arc<AtomicU32>,
 }
 
+type All = BTreeMap<(TenantId, ConversationId), Kept>;
+
+/// What a record held at one moment.
+pub struct Standby(All);
+
+impl Standby {
+    /// The state of a conversation, if it knows it.
+    pub fn knows(&self, id: ConversationId) -> Option<ConversationState> {
+        self.0.values().find(|kept| kept.conversation.id == id).map(|kept| kept.conversation.state)
+    }
+}
+
+#[derive(Clone)]
 struct Kept {
     conversation: Conversation,
     channels: BTreeMap<ChannelIndex, Channel>,
@@ -31,6 +52,7 @@ struct Kept {
     watchers: Vec<mpsc::UnboundedSender<RecordEvent>>,
 }
 
+#[derive(Clone)]
 struct Channel {
     view: ChannelView,
     segments: Vec<Segment>,
@@ -68,15 +90,16 @@ impl FakeConversations {
         found.and_then(|kept| kept.channels.get(&channel)).map(|channel| channel.segments.clone()).unwrap_or_default()
     }
 
-    /// The record loses the last segments of a channel, as one does whose standby took its place before it had them.
-    pub fn go_back(&self, conversation: ConversationId, channel: ChannelIndex, segments: usize) {
+    /// A standby that follows no more.
+    pub fn standby(&self) -> Standby {
+        Standby(self.kept.lock().clone())
+    }
+
+    /// The standby takes the record's place: what came after it is lost.
+    pub fn promote(&self, standby: Standby) {
         let mut kept = self.kept.lock();
-        let found = kept.values_mut().find(|kept| kept.conversation.id == conversation);
-        let Some(channel) = found.and_then(|kept| kept.channels.get_mut(&channel)) else { return };
-        for _ in 0..segments {
-            let Some(lost) = channel.segments.pop() else { return };
-            (channel.view.attached.next_seq, channel.view.attached.safe) = (lost.seq, lost.start);
-        }
+        self.timeline.fetch_add(1, Ordering::Relaxed);
+        *kept = standby.0;
     }
 
     fn with<T>(&self, cx: &CallCx, id: ConversationId, f: impl FnOnce(&mut Kept) -> Result<T, CallError>) -> Result<T, CallError> {
@@ -131,7 +154,8 @@ impl Conversations for FakeConversations {
             }
             let channel =
                 kept.channels.get_mut(&channel).ok_or_else(|| CallError::not_found(format!("{conversation} has no channel {channel}")))?;
-            channel.view.attached.epoch.0 += 1;
+            let epoch = &mut channel.view.attached.epoch.0;
+            *epoch = (*epoch + 1).max(self.timeline.load(Ordering::Relaxed) << 20);
             Ok(channel.view.attached)
         })
     }

@@ -1,25 +1,12 @@
 use super::support::*;
 use crate::ingest::{Ingest, IngestDeps, IngestSettings};
 use actix_web::{App, test as web_test};
-use contracts::{CallError, ChannelIndex, ConversationId, ErrorKind, Retry, conversation::ConversationState, testing::FakeConversations};
+use contracts::{CallError, ConversationId, ErrorKind, Retry, conversation::ConversationState, testing::FakeConversations};
 use platform::bus::Memory;
-use serde_json::Value;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-
-const PATH: &str = "/v1/stream?encoding=mulaw&sample_rate=8000";
-const LISTEN: &str = "/v1/listen?encoding=mulaw&sample_rate=8000";
-
-fn id_of(welcome: &Value) -> ConversationId {
-    welcome["conversation"].as_str().unwrap().parse().unwrap()
-}
-
-fn call() -> Vec<u8> {
-    [quiet(200), loud(300), quiet(500), loud(400), quiet(500), loud(200), quiet(600)].concat()
-}
-const WORDS: [&str; 3] = ["200 300 400", "1000 1100 1200 1300", "1900 2000"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dying_engine_costs_no_word_and_doubles_none() {
@@ -143,26 +130,6 @@ async fn a_record_that_stands_still_moves_nothing_and_loses_nothing() {
     caller.text(r#"{"type":"close"}"#).await;
     assert_eq!(caller.rest().await.1, 1000);
     assert_eq!(house.said(id, 0), WORDS, "what was published twice is stored once");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_that_went_back_gets_again_what_it_lost() {
-    let house = house().await;
-    let mut caller = house.connect(PATH).await.unwrap();
-    let id = id_of(&caller.message().await);
-    caller.audio(0, 0, &call()).await;
-    while house.said(id, 0) != WORDS {
-        caller.until("safe").await;
-    }
-    house.record.go_back(id, ChannelIndex(0), 3);
-    assert_ne!(house.said(id, 0), WORDS);
-    let more = house.end(id, 0);
-    caller.audio(0, call().len(), &call()).await;
-    caller.text(r#"{"type":"close"}"#).await;
-    assert_eq!(caller.rest().await.1, 1000);
-    assert!(house.end(id, 0) > more);
-    let said = house.said(id, 0);
-    assert_eq!((&said[..3], said.len()), (&WORDS.map(String::from)[..], 6), "nothing is missing, nothing is there twice");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,15 +2,7 @@ use super::support::*;
 use crate::ingest::IngestSettings;
 use actix_web::{App, test as web_test};
 use contracts::{CallError, ConversationId, conversation::ConversationState};
-use serde_json::Value;
 use std::time::Duration;
-
-const PATH: &str = "/v1/stream?encoding=mulaw&sample_rate=8000";
-
-fn id_of(welcome: &Value) -> ConversationId {
-    assert_eq!(welcome["type"], "welcome");
-    welcome["conversation"].as_str().unwrap().parse().unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_is_heard_committed_and_closed() {

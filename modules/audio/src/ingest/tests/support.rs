@@ -27,6 +27,9 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest, handshake::client::Response},
 };
 
+pub(super) const PATH: &str = "/v1/stream?encoding=mulaw&sample_rate=8000";
+pub(super) const LISTEN: &str = "/v1/listen?encoding=mulaw&sample_rate=8000";
+
 /// µ-law at 8 kHz: one byte a sample, 8 a millisecond.
 pub(super) const MS: usize = 8;
 pub(super) const QUIET: u8 = 0xff;
@@ -37,6 +40,17 @@ pub(super) fn loud(ms: usize) -> Vec<u8> {
 pub(super) fn quiet(ms: usize) -> Vec<u8> {
     vec![QUIET; ms * MS]
 }
+
+pub(super) fn id_of(welcome: &Value) -> ConversationId {
+    assert_eq!(welcome["type"], "welcome");
+    welcome["conversation"].as_str().unwrap().parse().unwrap()
+}
+
+/// Three utterances.
+pub(super) fn call() -> Vec<u8> {
+    [quiet(200), loud(300), quiet(500), loud(400), quiet(500), loud(200), quiet(600)].concat()
+}
+pub(super) const WORDS: [&str; 3] = ["200 300 400", "1000 1100 1200 1300", "1900 2000"];
 
 /// Hears loudness: every started 100 ms of a loud stretch is a word, and the pause asked for ends an utterance.
 #[derive(Clone, Default)]
