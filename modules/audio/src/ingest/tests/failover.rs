@@ -9,9 +9,16 @@ use std::{sync::Arc, time::Duration};
 /// Sends a call from `from` to `to`, and waits until so many of its utterances are committed.
 async fn speak(house: &House, caller: &mut Caller, id: ConversationId, part: std::ops::Range<usize>, said: usize) {
     caller.audio(0, part.start, &call()[part]).await;
-    while house.said(id, 0).len() < said {
-        caller.until("safe").await;
-    }
+    soon(async {
+        while house.said(id, 0).len() < said {
+            caller.until("safe").await;
+        }
+    })
+    .await
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it does not stand still")
 }
 
 /// Ends of the pauses after the first and the second utterance.
@@ -20,7 +27,7 @@ const SECOND: usize = 1800 * MS;
 
 async fn hang_up(mut caller: Caller) {
     caller.text(r#"{"type":"close"}"#).await;
-    assert_eq!(caller.rest().await.1, 1000);
+    assert_eq!(soon(caller.rest()).await.1, 1000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,10 +62,7 @@ async fn a_channel_whose_attaching_the_standby_lacks_is_attached_again() {
     speak(&house, &mut caller, id, safe..SECOND, 2).await;
     let opened = house.ear.opened.lock().len();
     record.promote(standby);
-    caller.audio(0, SECOND, &call()[SECOND..]).await;
-    while house.said(id, 0).len() < 3 {
-        caller.until("safe").await;
-    }
+    speak(&house, &mut caller, id, SECOND..call().len(), 3).await;
     hang_up(caller).await;
     assert_eq!(house.said(id, 0), WORDS);
     assert_eq!(house.end(id, 0), call().len() as u64);
@@ -97,13 +101,12 @@ async fn closed_and_lost(recordings: bool, from: usize) -> (House, ConversationI
     assert_eq!(before.state, ConversationState::Complete);
     house.record.promote(standby);
     assert_eq!(house.said(id, 0), WORDS[..from]);
-    tokio::time::timeout(Duration::from_secs(10), async {
-        while house.record.clone().standby().knows(id) != Some(ConversationState::Complete) {
+    soon(async {
+        while house.record.standby().knows(id) != Some(ConversationState::Complete) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
-    .await
-    .expect("it is closed again");
+    .await;
     assert_eq!(house.view(id).await.conversation, before, "as it was");
     (house, id)
 }
