@@ -246,6 +246,10 @@ pub(super) fn open(
                 .optional()?
         });
         if let Some(holder) = holder {
+            if holder == id {
+                // Another process has opened it since the first look.
+                return find(conn, tenant, request.id)?.ok_or_else(|| unknown(request.id))?.conversation();
+            }
             return Err(CallError::conflict(format!("the external id {external:?} belongs to {holder} already")).into());
         }
     }

@@ -125,8 +125,8 @@ impl Shared {
         let _ = self.later.send(Later::Finish(id));
     }
 
-    fn look_again(&self, closed: Closed) {
-        let _ = self.later.send(Later::LookAgain(closed));
+    fn look_again(&self, closed: Closed, after: Duration) {
+        let _ = self.later.send(Later::LookAgain(closed, after));
     }
 }
 

@@ -75,10 +75,11 @@ pub(super) async fn recover(shared: &Arc<Shared>) {
 pub(super) enum Later {
     /// Hearing it failed in this process.
     Finish(ConversationId),
-    LookAgain(Closed),
+    /// The record is asked whether it still knows.
+    LookAgain(Closed, Duration),
 }
 
-/// A conversation that was closed here.
+/// A conversation that was closed here, or is to be.
 pub(super) struct Closed {
     pub(super) opening: Arc<Opening>,
     pub(super) state: ConversationState,
@@ -93,7 +94,7 @@ pub(super) async fn do_later(shared: Weak<Shared>, mut waiting: mpsc::UnboundedR
                 await_caller(&strong, id).await;
                 finish(&strong, id, Some(NOT_HEARD)).await;
             })),
-            Later::LookAgain(closed) => drop(tokio::spawn(look_again(shared.clone(), strong.settings.look_again(), closed))),
+            Later::LookAgain(closed, after) => drop(tokio::spawn(look_again(shared.clone(), after, closed))),
         }
     }
 }
@@ -195,7 +196,6 @@ async fn hear_rest(shared: &Arc<Shared>, opening: Opening, begin: Begin, meta: O
     Ok(conversation)
 }
 
-/// Asks the record whether it still knows.
 async fn look_again(shared: Weak<Shared>, after: Duration, closed: Closed) {
     tokio::time::sleep(after).await;
     let Some(shared) = shared.upgrade() else { return };

@@ -416,10 +416,7 @@ impl Life {
                 }
             }
             Outcome::Failed(error) => {
-                // Whoever is told may be back at once, and goes on from what is written.
-                self.shared.recordings.flush().await;
-                self.shared.forget(&conversation);
-                conversation.audience.tell(Event::Failed { error });
+                self.give_up(error).await;
                 self.shared.recover_later(id);
             }
         }
@@ -522,20 +519,42 @@ impl Life {
         opening.show(&self.shared, ChannelIndex(0), opening.trace, LiveBody::Link { connected }).await;
     }
 
+    /// Whoever is told may be back at once, and goes on from what is written.
+    async fn give_up(&self, error: CallError) {
+        self.shared.recordings.flush().await;
+        self.shared.forget(&self.conversation);
+        self.conversation.audience.tell(Event::Failed { error });
+    }
+
+    /// Whether the record has lost some of what it had committed. Where it does not answer, it has not.
+    async fn is_taken_back(&self) -> bool {
+        let cx = self.conversation.opening.cx(CLOSE_BUDGET);
+        let view = self.shared.conversations.conversation(cx, self.conversation.id());
+        match tokio::time::timeout(CLOSE_BUDGET, view).await.unwrap_or_else(|_| Err(CallError::deadline())) {
+            Ok(view) => self.conversation.doors.iter().any(|door| {
+                let there = view.channels.iter().find(|channel| channel.spec.index == door.spec.index);
+                there.is_none_or(|channel| channel.attached.safe < door.standing().heard)
+            }),
+            Err(error) => error.kind == ErrorKind::NotFound,
+        }
+    }
+
     /// Everything is committed: says so in the record, for as long as that takes.
     async fn close(&self, state: ConversationState, ended_at: DateTime<Utc>) {
         let id = self.conversation.id();
         let mut wait = Duration::from_millis(200);
         let closed = loop {
-            // All of it is committed here; a record that has lost some of it since waits for that.
+            if self.is_taken_back().await {
+                break None;
+            }
             let doors = self.conversation.doors.iter();
             let heard = doors.map(|door| HeardTo { channel: door.spec.index, to: door.standing().heard }).collect();
             let request = Close { conversation: id, state, ended_at, heard };
             let cx = self.conversation.opening.cx(CLOSE_BUDGET);
             match tokio::time::timeout(CLOSE_BUDGET, self.shared.conversations.close(cx, request)).await {
-                Ok(Ok(closed)) => break Ok(closed.state),
+                Ok(Ok(closed)) => break Some(Ok(closed.state)),
                 Ok(Err(error)) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::Conflict) => {
-                    break Err(error);
+                    break Some(Err(error));
                 }
                 Ok(Err(error)) => warn!(conversation = %id, %error, "cannot close the conversation; trying again"),
                 Err(_) => warn!(conversation = %id, "the record does not answer; trying again"),
@@ -543,14 +562,18 @@ impl Life {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LAST_RETRY);
         };
+        let closing = Closed { opening: self.conversation.opening.clone(), state, ended_at };
         match closed {
-            Ok(state) => {
+            None => {
+                self.give_up(CallError::unavailable("the record has lost what it had of this call: it is heard again")).await;
+                return self.shared.look_again(closing, Duration::ZERO);
+            }
+            Some(Ok(state)) => {
                 info!(conversation = %id, state = state.name(), "conversation closed");
-                let closed = Closed { opening: self.conversation.opening.clone(), state, ended_at };
-                self.shared.look_again(closed);
+                self.shared.look_again(closing, self.shared.settings.look_again());
                 self.conversation.audience.tell(Event::Ended { state });
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 error!(conversation = %id, %error, "the record refuses to close the conversation");
                 self.conversation.audience.tell(Event::Failed { error });
             }

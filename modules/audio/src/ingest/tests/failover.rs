@@ -2,7 +2,11 @@
 
 use super::support::*;
 use crate::ingest::IngestSettings;
-use contracts::{ConversationId, conversation::ConversationState, testing::FakeConversations};
+use contracts::{
+    CallError, ConversationId,
+    conversation::ConversationState,
+    testing::{Behavior, FakeConversations},
+};
 use platform::bus::Memory;
 use std::{sync::Arc, time::Duration};
 
@@ -85,6 +89,35 @@ async fn a_call_that_the_standby_has_never_heard_of_is_opened_again() {
     assert_eq!(house.said(id, 0), WORDS);
     assert_eq!(house.view(id).await.conversation.title.as_deref(), Some("Lost and found"));
     assert_eq!(house.until_closed(id).await, ConversationState::Complete);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_standby_lacks_of_a_call_that_waits_to_be_closed_is_heard_again() {
+    let house = house().await;
+    let mut caller = house.connect(&format!("{PATH}&endpointing=300")).await.unwrap();
+    let id = id_of(&caller.message().await);
+    // Ends where its last utterance does, so that closing has nothing left to commit.
+    let sound = [quiet(200), loud(300), quiet(300), loud(200), quiet(300)].concat();
+    caller.audio(0, 0, &sound[..800 * MS]).await;
+    caller.until("safe").await;
+    let standby = house.record.standby();
+    caller.audio(0, 800 * MS, &sound[800 * MS..]).await;
+    soon(async {
+        while house.end(id, 0) < sound.len() as u64 {
+            caller.until("safe").await;
+        }
+    })
+    .await;
+    house.record.behave(Behavior::Fail(CallError::unavailable("it fails over")));
+    let asked = house.record.seen().len();
+    caller.text(r#"{"type":"close"}"#).await;
+    soon(house.record.called(asked + 2)).await;
+    house.record.promote(standby);
+    house.record.behave(Behavior::Answer);
+    assert_eq!(house.said(id, 0), ["200 300 400"]);
+    assert_ne!(soon(caller.rest()).await.1, 1000, "it is told that this is not over");
+    assert_eq!(house.until_closed(id).await, ConversationState::Complete);
+    assert_eq!(house.said(id, 0), ["200 300 400", "800 900"]);
 }
 
 /// What is left of a call whose close and last two utterances the standby lacks, or all of it.
