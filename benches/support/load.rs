@@ -193,12 +193,15 @@ async fn call(http: &str, track: Track, listening: Listening, starts: Instant) -
         open.close().await;
         open
     });
-    // Finals and partials as (arrival, end of the text in stream seconds).
-    let (mut finals, mut partials) = (vec![], vec![]);
+    // Finals and partials as (arrival, end of the text in stream seconds), finals with its start as well.
+    let (mut finals, mut starts, mut partials) = (vec![], vec![], vec![]);
     while let Some(Ok(event)) = events.recv().await {
         let arrived = (event.at - begin).as_secs_f64();
         match event.message {
-            ServerMessage::Final(said) => finals.push((arrived, said.end_ms as f64 / 1000.0)),
+            ServerMessage::Final(said) => {
+                starts.push(said.start_ms as f64 / 1000.0);
+                finals.push((arrived, said.end_ms as f64 / 1000.0));
+            }
             ServerMessage::Partial { end_ms, .. } => partials.push((arrived, end_ms as f64 / 1000.0)),
             _ => {}
         }
@@ -207,7 +210,9 @@ async fn call(http: &str, track: Track, listening: Listening, starts: Instant) -
     let mut felt = Felt { turns: track.turns.len(), ..Felt::default() };
     for &(from, to) in &track.turns {
         // The last voiced sample belongs to the first final whose words reach to within its fading end.
-        match finals.iter().find(|(_, end)| *end > to - 0.35) {
+        // A word cut off by the track's beginning may not be heard at all: what begins later is another's.
+        let found = finals.iter().zip(&starts).find(|((_, end), _)| *end > to - 0.35).filter(|(_, start)| **start < to);
+        match found.map(|(said, _)| said) {
             Some((arrived, _)) if *arrived >= to => felt.to_final.push(arrived - to),
             Some(_) => felt.to_final.push(0.0),
             None => felt.missing += 1,
