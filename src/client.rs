@@ -24,6 +24,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// The server pings every 5 s. Not heard of for this long it is gone, even if the connection does not know.
 const SILENCE: Duration = Duration::from_secs(12);
+/// The server's word for a connection whose call has a newer one.
+const SUPERSEDED: u16 = 4009;
 /// For the server's welcome.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// The server restarts within this time or the call is given up.
@@ -181,7 +183,7 @@ impl Call {
         let hang_up = CancellationToken::new();
         let keep_bytes = KEEP.as_secs() as usize * options.rate_hz as usize * options.encoding.bytes_per_sample();
         let channels = options.roles.iter().map(|_| Kept::new(options.encoding.bytes_per_sample(), keep_bytes)).collect();
-        let caller = Caller { options, channels, closing: false, outbox };
+        let caller = Caller { options, channels, closing: false, given_up: false, outbox };
         tokio::spawn(caller.run(socket, welcome, inbox, cuts, hang_up.clone()));
         Ok((Self { commands, cut, hang_up }, events))
     }
@@ -264,6 +266,8 @@ struct Caller {
     options: Options,
     channels: Vec<Kept>,
     closing: bool,
+    /// A connection was given up before it was answered: a server that stood still may take it for the newer one.
+    given_up: bool,
     outbox: mpsc::UnboundedSender<Result<Event, ClientError>>,
 }
 
@@ -339,6 +343,9 @@ impl Caller {
                         }
                     }
                     Some(Ok(Message::Close(frame))) => match frame {
+                        Some(CloseFrame { code, .. }) if u16::from(code) == SUPERSEDED && std::mem::take(&mut self.given_up) => {
+                            return Ok(Left::Lost);
+                        }
                         // Restarting or overloaded: worth coming back. The other codes are answers.
                         Some(CloseFrame { code, reason }) if !matches!(u16::from(code), 1001 | 1006 | 1012 | 1013) => {
                             return Err(ClientError::Closed { code: code.into(), reason: reason.to_string() });
@@ -396,7 +403,8 @@ impl Caller {
                 {
                     return Err(error);
                 }
-                Err(ClientError::Unreachable(..) | ClientError::Refused { status: 503 | 507, .. }) => {}
+                Err(ClientError::Unreachable(..)) => self.given_up = true,
+                Err(ClientError::Refused { status: 503 | 507, .. }) => {}
                 Err(error) => return Err(error),
             }
         }

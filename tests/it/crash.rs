@@ -91,6 +91,48 @@ async fn speak_while_it_is_killed(call: &DemoCall, data: &Path, after: usize) ->
     kills
 }
 
+/// A caller dials again while it stands still, more than once, and all of that reaches it at once when it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stands_still_for_longer_than_its_callers_wait_loses_no_call() {
+    if models().is_none() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let call = demo_calls().into_iter().min_by(|a, b| a.script.duration_s.total_cmp(&b.script.duration_s)).unwrap();
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
+        callers.spawn(async move {
+            let (mut welcomes, mut state) = (0, None);
+            while let Some(event) = events.recv().await {
+                match event.expect("the call goes on").message {
+                    ServerMessage::Welcome { .. } => welcomes += 1,
+                    ServerMessage::Ended { state: ended, .. } => state = Some(ended),
+                    _ => {}
+                }
+            }
+            (id, welcomes, state)
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    server.signal("-STOP");
+    tokio::time::sleep(Duration::from_secs(24)).await;
+    server.signal("-CONT");
+    while let Some(over) = callers.join_next().await {
+        let (id, welcomes, state) = over.unwrap();
+        assert_eq!(state.as_deref(), Some("complete"), "{id}");
+        assert!(welcomes > 1, "it did not stand still for long enough");
+        let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
+        assert!(rows.iter().all(|r| r["kind"] == "speech"), "there is a gap: {rows:?}");
+        for channel in 0..2u8 {
+            let heard = recorded_text(&server, &id.to_string(), channel.into()).await;
+            let (errors, of) = words::errors(&script_text(&call, channel), &heard);
+            assert!(errors * 100 <= of * 8, "channel {channel}: {errors} errors in {of} words: {heard}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_resend_is_covered_by_the_recording() {
     let (Some(_), Some(python)) = (models(), crate::deepgram_sdk::python()) else { return };

@@ -6,7 +6,6 @@ use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -73,9 +72,15 @@ async fn f06_a_redis_that_forgets_leaves_the_rows_of_a_run_without_and_nobody_st
     struck.end();
 }
 
-/// What lies on a stream: ids and fields.
-fn entries(house: &House, stream: &str) -> Vec<(String, Vec<String>)> {
-    house.ground.redis.ask(&["XRANGE", stream, "-", "+"])
+/// What has come onto a stream since then: ids and fields.
+fn entries(house: &House, stream: &str, since_ms: &str) -> Vec<(String, Vec<String>)> {
+    house.ground.redis.ask(&["XRANGE", stream, since_ms, "+"])
+}
+
+/// Redis's time, which its ids begin with.
+fn now_ms(house: &House) -> String {
+    let (seconds, micros): (u64, u64) = house.ground.redis.ask(&["TIME"]);
+    (seconds * 1000 + micros / 1000).to_string()
 }
 
 fn put(house: &House, stream: &str, fields: &[String]) {
@@ -90,10 +95,11 @@ async fn f21_entries_that_come_twice_and_in_another_order_leave_the_rows_of_a_ru
     struck
         .survive(async |house: &mut House, moments| {
             // Whatever gathers while nobody stores it is dealt out again.
-            signal(&house.keeps, "-STOP");
+            house.keeps.signal("-STOP");
+            let since = now_ms(house);
             tokio::time::sleep(Duration::from_millis(800)).await;
             for stream in streams() {
-                let mut found = entries(house, &stream);
+                let mut found = entries(house, &stream, &since);
                 let again: Vec<_> = found.iter().filter(|_| moments.random_bool(0.3)).cloned().collect();
                 found.extend(again);
                 found.shuffle(moments);
@@ -103,7 +109,7 @@ async fn f21_entries_that_come_twice_and_in_another_order_leave_the_rows_of_a_ru
                     put(house, &stream, fields);
                 }
             }
-            signal(&house.keeps, "-CONT");
+            house.keeps.signal("-CONT");
         })
         .await;
     println!("{moved} entries came in another order, some twice");
@@ -168,9 +174,4 @@ async fn f23_entries_trimmed_while_they_are_worked_on_are_missed_and_sent_again(
     println!("{trimmed} entries were trimmed, {told} of them while they were worked on, and that was told");
     assert!(trimmed > 0 && told > 0.0, "nothing was there to be trimmed, or nobody missed it");
     struck.end();
-}
-
-fn signal(server: &Server, name: &str) {
-    let sent = Command::new("kill").args([name, &server.pid().to_string()]).status();
-    assert!(sent.is_ok_and(|status| status.success()), "kill {name} failed");
 }

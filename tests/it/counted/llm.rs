@@ -50,14 +50,13 @@ async fn f26_a_failing_language_model_lowers_insights_touches_no_text_and_each_i
             strikes += 1;
             let degraded =
                 |house: &House| house.ground.sql("SELECT count(*) FROM insights WHERE degraded_from = 'llm'").parse::<u64>().unwrap();
-            let before = degraded(house);
+            let (before, rested) = (degraded(house), resting(&house.understands).await);
             kind.store(which, Ordering::SeqCst);
             // Answered all the same, by the rung below, and said so.
             eventually("turns are answered by a lower rung", Duration::from_secs(30), async || {
                 (degraded(house) >= before + 10).then_some(())
             })
             .await;
-            let rested = resting(&house.understands).await;
             eventually("the breaker is open", Duration::from_secs(5), async || (resting(&house.understands).await > rested).then_some(()))
                 .await;
             kind.store(WELL, Ordering::SeqCst);

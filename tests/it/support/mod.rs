@@ -161,6 +161,12 @@ impl Server {
         self.child.id()
     }
 
+    /// `-STOP`: it stands still; `-CONT`: it goes on.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.pid().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill {name} failed");
+    }
+
     pub async fn get(&self, path: &str) -> Value {
         get(&self.http, path).await
     }

@@ -218,7 +218,8 @@ impl<'a> Relay<'a> {
     async fn start(record: &'a Record) -> Self {
         let now = Instant::now();
         let stored = Place::default();
-        let mut relay = Self { record, cursor: None, stored, tidy_at: now, leads: false, turns: 0, complain_at: now, alarm_at: now };
+        let mut relay =
+            Self { record, cursor: None, stored, tidy_at: now, leads: false, turns: 0, complain_at: now, alarm_at: now + OVERDUE };
         if let Err(error) = relay.find_place().await {
             relay.complain(&error);
         }
@@ -304,10 +305,11 @@ impl<'a> Relay<'a> {
         metrics::gauge!(names::OUTBOX_OLDEST).set(age.as_secs_f64());
         if age > OVERDUE && Instant::now() >= self.alarm_at {
             self.alarm_at = Instant::now() + OVERDUE;
-            error!(
-                age_s = age.as_secs(),
-                "changes wait to be announced: look for a transaction that does not end (pg_stat_activity, oldest xact_start)"
-            );
+            let look = match self.record.database.is_shared() {
+                true => "look for a transaction that does not end (pg_stat_activity, oldest xact_start)",
+                false => "look for why its file cannot be read",
+            };
+            error!(age_s = age.as_secs(), "changes wait to be announced: {look}");
         }
     }
 
