@@ -224,9 +224,10 @@ pub fn balance(folder: &Path, front: SocketAddr, nodes: &[(String, String)]) -> 
             n + 1
         );
     }
+    // A node that is slow to say that it is ready is busy; one that is gone refuses at once.
     // A call or a live feed is a tunnel, and pings more often than that. Only a GET that got no answer is sent again to another node.
     let config = format!(
-        "global\n  maxconn 4096\ndefaults\n  mode http\n  timeout connect 1s\n  timeout client 75s\n  timeout server 75s\n  timeout tunnel 60s\n  \
+        "global\n  maxconn 4096\ndefaults\n  mode http\n  timeout connect 1s\n  timeout check 5s\n  timeout client 75s\n  timeout server 75s\n  timeout tunnel 60s\n  \
          retries 3\n  option redispatch 1\n  retry-on conn-failure empty-response\nfrontend callers\n  bind {front}\n  default_backend api\nbackend api\n  \
          balance roundrobin\n  http-request disable-l7-retry if !METH_GET\n  option httpchk GET /readyz\n  http-check expect status 200\n{servers}"
     );

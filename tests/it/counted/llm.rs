@@ -41,7 +41,12 @@ async fn f26_a_failing_language_model_lowers_insights_touches_no_text_and_each_i
     let asked = kind.clone();
     let server = Scripted::start(move |seen| play(asked.load(Ordering::SeqCst), seen)).await;
     let url = server.url();
-    let settings = [("QUICKCOMM_INFERENCE__LLM__URL", url.as_str()), ("QUICKCOMM_INFERENCE__LLM__MODEL", "scripted")];
+    // The same callers say the same again and again: it is to be asked each time.
+    let settings = [
+        ("QUICKCOMM_INFERENCE__LLM__URL", url.as_str()),
+        ("QUICKCOMM_INFERENCE__LLM__MODEL", "scripted"),
+        ("QUICKCOMM_INFERENCE__LLM__REMEMBER_S", "0"),
+    ];
     let Some(mut struck) = Strikes::on_house("F26", 5, &settings) else { return };
     let mut strikes = 0;
     struck
