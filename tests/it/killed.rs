@@ -27,6 +27,13 @@ const REOPENED_AFTER_CUT: Duration = Duration::from_secs(12);
 /// And a caller who was not heard of for 12 s; the rest is for looking.
 const PLACES_BACK: Duration = Duration::from_secs(14);
 
+/// Deaf and mute: both ways, and each alone; then one side goes on talking to somebody who hears nothing.
+const DEATHS: [(bool, bool); 3] = [(true, true), (true, false), (false, true)];
+/// Of processes, each with a call and a network of its own, at a time: `make faults` would wait for hours.
+const PAIRS: usize = 4;
+/// Callers whose connections die at the same time.
+const CALLERS: usize = 8;
+
 /// Channels that the engine hears.
 const PLACES: &str = "quickcomm_audio_sessions";
 
@@ -176,43 +183,48 @@ async fn a_dead_network_between_modules_costs_no_word_of_a_live_call() {
     if models().is_none() {
         return;
     }
+    let mut tally = Tally::of("F14", times(3));
+    let mut calls = long_calls().into_iter().cycle().zip(0..);
+    while !tally.is_whole() {
+        let mut pairs = tokio::task::JoinSet::new();
+        for (call, n) in calls.by_ref().take(tally.left().div_ceil(DEATHS.len()).min(PAIRS)) {
+            pairs.spawn(speak_while_the_network_dies(call, n));
+        }
+        for cuts in pairs.join_all().await {
+            tally.survived(cuts);
+        }
+    }
+}
+
+/// Again and again, at moments of the nth call's own, until that is over. Says how often it was.
+async fn speak_while_the_network_dies(call: DemoCall, n: u64) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let there = host(&folder.path().join("a"), "audio", "http://127.0.0.1:0");
     let wire = Wire::to(there.grpc.as_deref().expect("it says where it serves")).await;
     let place = wire.http();
     let server = front(&folder.path().join("f"), "audio", &place, "routed", "100");
-    let mut moments = StdRng::seed_from_u64(SEED);
-    let mut tally = Tally::of("F14", times(3));
-    // Both ways, and each alone: then one side goes on talking to somebody who hears nothing.
-    let deaths = [(true, true), (true, false), (false, true)].map(|(deaf, mute)| Weather { deaf, mute, ..Weather::default() });
-    let mut deaths = deaths.into_iter().cycle();
-    for call in long_calls().into_iter().cycle() {
-        if tally.is_whole() {
-            break;
+    let mut moments = StdRng::seed_from_u64(SEED + n);
+    let mut cuts = 0;
+    let playing = play(vec![call], &server.http);
+    let cutting = async {
+        for (deaf, mute) in DEATHS.into_iter().cycle() {
+            until_streams_are_at(&server, &place).await;
+            tokio::time::sleep(Duration::from_millis(moments.random_range(500..4000))).await;
+            let before = server.log().len();
+            wire.becomes(Weather { deaf, mute, ..Weather::default() });
+            let cut = Instant::now();
+            until_streams_are_elsewhere(&server, before, REOPENED_AFTER_CUT).await;
+            println!("deaf {deaf} mute {mute}: reopened after {:?}", cut.elapsed());
+            cuts += 1;
+            wire.becomes(Weather::default());
         }
-        let mut cuts = 0;
-        let playing = play(vec![call], &server.http);
-        let cutting = async {
-            loop {
-                until_streams_are_at(&server, &place).await;
-                tokio::time::sleep(Duration::from_millis(moments.random_range(500..4000))).await;
-                let before = server.log().len();
-                let death = deaths.next().expect("it goes round");
-                wire.becomes(death);
-                let cut = Instant::now();
-                until_streams_are_elsewhere(&server, before, REOPENED_AFTER_CUT).await;
-                println!("deaf {} mute {}: reopened after {:?}", death.deaf, death.mute, cut.elapsed());
-                cuts += 1;
-                wire.becomes(Weather::default());
-            }
-        };
-        let played = tokio::select! { played = playing => played, () = cutting => unreachable!("it cuts for ever") };
-        wire.becomes(Weather::default());
-        let (wrong, of) = check(&server, &played).await;
-        println!("{cuts} cuts: {wrong} word errors of {of}");
-        assert!(wrong * 100 <= of * 8, "{wrong} word errors in {of} words");
-        tally.survived(cuts);
-    }
+    };
+    let played = tokio::select! { played = playing => played, () = cutting => unreachable!("it cuts for ever") };
+    wire.becomes(Weather::default());
+    let (wrong, of) = check(&server, &played).await;
+    println!("{cuts} cuts: {wrong} word errors of {of}");
+    assert!(wrong * 100 <= of * 8, "{wrong} word errors in {of} words");
+    cuts
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +247,7 @@ async fn a_late_and_uneven_network_between_modules_changes_neither_words_nor_ord
         let (wrong, of) = check(&server, &played).await;
         println!("late: {wrong} word errors of {of}");
         assert!(wrong * 100 <= of * 8, "{wrong} word errors in {of} words");
-        tally.survived(1);
+        tally.survived(played.len());
     }
 }
 
@@ -252,28 +264,31 @@ async fn a_caller_whose_connection_is_dead_gives_its_places_back_and_loses_no_wo
     let mut tally = Tally::of("F19", times(1));
     while !tally.is_whole() {
         let call = demo_calls().into_iter().min_by_key(|call| call.script.duration_s as u64).expect("calls are bundled");
+        let callers = tally.left().min(CALLERS);
+        let places = (2 * callers) as f64;
         let url = wire.http();
-        let playing = play(vec![call.clone()], &url);
+        let playing = play(vec![call; callers], &url);
         let cutting = async {
-            eventually("both channels are heard", Duration::from_secs(10), async || (server.metric(PLACES).await == 2.0).then_some(()))
+            eventually("all channels are heard", Duration::from_secs(10), async || (server.metric(PLACES).await == places).then_some(()))
                 .await;
             tokio::time::sleep(Duration::from_millis(moments.random_range(5_000..15_000))).await;
             wire.becomes(Weather { deaf: true, mute: true, ..Weather::default() });
             let cut = Instant::now();
-            eventually("its places are free", PLACES_BACK, async || (server.metric(PLACES).await == 0.0).then_some(())).await;
-            println!("places free after {:?}", cut.elapsed());
+            eventually("their places are free", PLACES_BACK, async || (server.metric(PLACES).await == 0.0).then_some(())).await;
+            println!("{places} places free after {:?}", cut.elapsed());
             wire.becomes(Weather::default());
         };
         let (played, ()) = tokio::join!(playing, cutting);
-        let id = &played[0].1;
-        // What was told while nobody heard it stands in the record all the same.
-        for channel in 0..2u8 {
-            let heard = recorded_text(&server, id, channel.into()).await;
-            let (wrong, of) = words::errors(&script_text(&call, channel), &heard);
-            assert!(wrong * 100 <= of * 8, "channel {channel}: {wrong} errors in {of} words: {heard}");
+        for (call, id, _) in &played {
+            // What was told while nobody heard it stands in the record all the same.
+            for channel in 0..2u8 {
+                let heard = recorded_text(&server, id, channel.into()).await;
+                let (wrong, of) = words::errors(&script_text(call, channel), &heard);
+                assert!(wrong * 100 <= of * 8, "channel {channel}: {wrong} errors in {of} words: {heard}");
+            }
+            let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
+            assert!(rows.iter().all(|row| row["kind"] == "speech"), "there is a gap: {rows:?}");
         }
-        let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
-        assert!(rows.iter().all(|row| row["kind"] == "speech"), "there is a gap: {rows:?}");
-        tally.survived(1);
+        tally.survived(callers);
     }
 }

@@ -76,7 +76,7 @@ impl Strikes {
 }
 
 /// kill -9 of one of them, and the same process again.
-fn again(server: &mut Server) {
+pub fn again(server: &mut Server) {
     tokio::task::block_in_place(|| server.kill_and_restart());
 }
 
