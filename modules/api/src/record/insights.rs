@@ -4,7 +4,8 @@
 //! - at most one current insight per utterance and task; an older one names what took its place;
 //! - a repeated insight changes nothing, also when it has been superseded since;
 //! - one that stands in for a better rung is kept beside what that rung has said, and never takes its place;
-//! - a conversation's own intent and sentiment follow in the same transaction.
+//! - a conversation's own intent and sentiment follow in the same transaction;
+//! - whatever is kept here moves its conversation's `updated_at`, by which `copy.rs` finds it.
 
 use super::{
     conversations::{id_of, tier_of, unknown},
@@ -278,7 +279,9 @@ fn record_one(conn: &mut Conn, tenant: &TenantId, insight: &Insight, utterances:
         }
         diesel::insert_into(insights::table).values(&row).execute(c)?;
         if better.is_some() {
-            return Ok(Recorded::Known); // nothing that a reader sees has changed
+            // Nothing that a reader sees has changed, so nobody is told and the version stays.
+            diesel::update(conversations::table.find((tenant, &row.conversation_id))).set(conversations::updated_at.eq(now)).execute(c)?;
+            return Ok(Recorded::Known);
         }
         diesel::insert_into(outbox::table)
             .values((

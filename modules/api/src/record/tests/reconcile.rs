@@ -173,6 +173,22 @@ async fn an_insight_that_stands_in_for_a_better_rung_never_takes_its_place(on: O
     running.record.record(cx(), vec![lower]).await.expect("recorded");
     running.record.record(cx(), vec![best.clone()]).await.expect("recorded");
     assert_eq!(current().await.insight(), best, "the better rung's is shown, with prompt and lateness");
+    let id = call.id.to_string();
+    let updated = async || {
+        let id = id.clone();
+        let read = move |conn: &mut store::Conn| {
+            use diesel::{ExpressionMethods as _, QueryDsl as _, RunQueryDsl as _};
+            let seen: (chrono::NaiveDateTime, i64) = store::on_conn!(conn, |c: B| {
+                schema::conversations::table
+                    .filter(schema::conversations::id.eq(&id))
+                    .select((schema::conversations::updated_at, schema::conversations::version))
+                    .first(c)?
+            });
+            Ok(seen)
+        };
+        running.record.readers.read("updated", read).await.expect("readable")
+    };
+    let before = updated().await;
     // The same turn, read again from the bus while the better rung is away.
     running
         .record
@@ -180,6 +196,8 @@ async fn an_insight_that_stands_in_for_a_better_rung_never_takes_its_place(on: O
         .await
         .expect("recorded");
     assert_eq!(current().await.id, best.id);
+    let after = updated().await;
+    assert!(after.0 > before.0 && after.1 == before.1, "a copy of the record finds it, and no reader is told: {before:?} {after:?}");
     let all = running.record.insights(&TenantId::default(), call.id, true, None).await.expect("insights");
     assert_eq!(all.len(), 4, "kept, and shown to whoever asks");
     assert_eq!(all.iter().find(|i| i.id == stand_in.id).expect("kept").superseded_by, Some(best.id));
