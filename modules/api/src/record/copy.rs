@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - the source is only read, so giving up at any moment costs nothing but time;
+//! - what the source has erased is erased from the copy; a target that servers have written to since is no copy any more, and left alone;
 //! - while a process writes, rounds of copying catch up with it; the last round runs on a record that nobody writes to, for at most the pause the
 //!   operator allowed;
 //! - it is done only when every row of both, in key order, has the same checksum.
@@ -25,7 +26,7 @@ use chrono::{NaiveDateTime, SubsecRound as _, TimeDelta, Utc};
 use contracts::{CallError, ErrorKind, Retry};
 use diesel::{
     ExpressionMethods as _, Insertable, OptionalExtension as _, QueryDsl as _, Queryable, RunQueryDsl as _, Selectable,
-    SelectableHelper as _,
+    SelectableHelper as _, dsl::sql, sql_types::BigInt,
 };
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -45,6 +46,8 @@ const SLACK: TimeDelta = TimeDelta::seconds(5);
 const MOST_ROUNDS: usize = 5;
 /// In the target: everything that changed before has been copied. In µs since 1970.
 const COPIED_UNTIL: &str = "copied_until";
+/// In the target, from before the first row is copied: the last number that its outbox had given out. Only servers that write there take more.
+const COPIED_ONTO: &str = "copied_onto";
 
 /// What happens, for the operator to read while it does.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,11 +113,10 @@ impl Copying {
             return Err(failed("its schema is not this release's: `quickcomm db migrate` with this address brings it up to date".into()));
         }
         let mut copying = Self { source, target, name: name.clone(), took_per_conversation: Duration::ZERO };
-        let (until, kept) = copying.standing().map_err(|e| copying.failure(&e))?;
-        if until.is_none() && kept {
-            return Err(failed("it holds a record already; expected an empty one".into()));
+        match copying.refusal().map_err(|e| copying.failure(&e))? {
+            Some(reason) => Err(failed(reason.into())),
+            None => Ok(copying),
         }
-        Ok(copying)
     }
 
     fn run(mut self, data: &Path, limit: Duration, mut tell: impl FnMut(Progress)) -> Result<Copied, OpenError> {
@@ -158,6 +160,21 @@ impl Copying {
         OpenError::Server { server: self.name.clone(), reason: format!("{error}; the record in SQLite is as it was") }
     }
 
+    /// Why the target is not to be written to, if so. An empty one is the copy's own from now on.
+    fn refusal(&mut self) -> Result<Option<&'static str>, StoreError> {
+        let (until, kept) = self.standing()?;
+        let (onto, now) = (bookkeeping::read(&mut self.target, COPIED_ONTO)?, announced(&mut self.target)?);
+        if until.is_none() && onto.is_none() {
+            if kept {
+                return Ok(Some("it holds a record already; expected an empty one"));
+            }
+            bookkeeping::note(&mut self.target, COPIED_ONTO, now)?;
+            return Ok(None);
+        }
+        let written = onto.unwrap_or(0) != now;
+        Ok(written.then_some("servers have written there since it was copied: it is a record of its own by now; expected an empty one"))
+    }
+
     /// Until when everything has been copied, and whether there is anything.
     fn standing(&mut self) -> Result<(Option<NaiveDateTime>, bool), StoreError> {
         let until = bookkeeping::read(&mut self.target, COPIED_UNTIL)?;
@@ -165,8 +182,25 @@ impl Copying {
         Ok((until.and_then(chrono::DateTime::from_timestamp_micros).map(|at| at.naive_utc()), any.is_some()))
     }
 
+    /// Takes from the target what has been erased from the source since it was copied.
+    fn forget(&mut self, give_up: Option<Instant>) -> Result<(), StoreError> {
+        let there = ids(&mut self.target, None)?;
+        // After that: what a server has opened there took its number before it could be seen.
+        if let Some(reason) = self.refusal()? {
+            return Err(CallError::conflict(reason).into());
+        }
+        let here = self.ids(None)?;
+        let gone: BTreeSet<Id> = there.difference(&here).cloned().collect();
+        for page in &pages(&gone) {
+            in_time(give_up)?;
+            erase(&mut self.target, page)?;
+        }
+        Ok(())
+    }
+
     /// Copies what has changed since the last time. Returns how many conversations that were.
     fn catch_up(&mut self, give_up: Option<Instant>) -> Result<usize, StoreError> {
+        self.forget(give_up)?; // first: an external id may have been given to another one since
         let now = Utc::now().naive_utc();
         let since = self.standing()?.0.map(|until| until - SLACK);
         let changed = self.ids(since)?;
@@ -242,6 +276,22 @@ fn ids(conn: &mut Conn, since: Option<NaiveDateTime>) -> Result<BTreeSet<Id>, St
         ids.extend(finished.load::<Id>(c)?);
         Ok(ids)
     })
+}
+
+/// The last number that the target's outbox has given out; 0: none. It stays when what took it has been announced and is gone.
+fn announced(target: &mut Conn) -> Result<i64, StoreError> {
+    let Conn::Postgres(c) = target else { unreachable!("the target is a server") };
+    let c: &mut super::postgres::PgConn = c;
+    let last = sql::<BigInt>("coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0)");
+    Ok(diesel::select(last).get_result(c)?)
+}
+
+/// From the target; what hangs on them goes with them.
+fn erase(target: &mut Conn, (tenant, ids): &Page) -> Result<(), StoreError> {
+    let Conn::Postgres(c) = target else { unreachable!("the target is a server") };
+    let c: &mut super::postgres::PgConn = c;
+    diesel::delete(conversations::table.filter(conversations::tenant_id.eq(tenant)).filter(conversations::id.eq_any(ids))).execute(c)?;
+    Ok(())
 }
 
 fn pages(ids: &BTreeSet<Id>) -> Vec<Page> {
@@ -402,12 +452,11 @@ impl Rows {
         })
     }
 
-    /// In place of what the target has of these conversations; what hangs on them goes with them.
-    fn write(&self, conn: &mut Conn, (tenant, ids): &Page) -> Result<(), StoreError> {
+    /// In place of what the target has of these conversations.
+    fn write(&self, conn: &mut Conn, page: &Page) -> Result<(), StoreError> {
+        erase(conn, page)?;
         let Conn::Postgres(c) = conn else { unreachable!("the target is a server") };
         let c: &mut super::postgres::PgConn = c;
-        diesel::delete(conversations::table.filter(conversations::tenant_id.eq(tenant)).filter(conversations::id.eq_any(ids)))
-            .execute(c)?;
         macro_rules! insert {
             ($($table:ident $rows:ident,)+) => {
                 $(for rows in self.$rows.chunks(ROWS) {

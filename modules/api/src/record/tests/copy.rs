@@ -110,6 +110,9 @@ async fn a_copy_that_differs_in_one_row_is_found() {
     let copying = async || copy(folder.path().to_owned(), target.record.clone(), Duration::from_secs(60), |_| {}).await;
     assert!(matches!(copying().await, Ok(Copied::Equal { .. })));
     let database = target.record.url.expose().rsplit('/').next().expect("a name");
+    // One that was cut off in its first round goes on.
+    server.sql(database, "DELETE FROM bookkeeping WHERE name = 'copied_until'");
+    assert!(matches!(copying().await, Ok(Copied::Equal { .. })));
     // Older than what is copied again because clocks differ.
     server.sql(database, "UPDATE bookkeeping SET value = value + 3600000000 WHERE name = 'copied_until'");
     server.sql(database, &format!("UPDATE segments SET text = text || '!' WHERE conversation_id = '{}' AND seq = 1", call.id));
@@ -120,4 +123,60 @@ async fn a_copy_that_differs_in_one_row_is_found() {
     server.sql(database, "INSERT INTO dead_letters VALUES ('default', 'dead_x', 's', 'k', 'p', 'e', 1, 't', 'v', now())");
     let refused = copying().await.expect_err("the file has no such letter");
     assert!(refused.to_string().contains("dead_x"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_is_erased_meanwhile_is_erased_from_the_copy_until_a_server_writes_there() {
+    if !On::Postgres.is_here() {
+        return;
+    }
+    let running = Running::start(On::Sqlite).await;
+    let (kept, erased) = (talk(&running, 2).await, talk(&running, 2).await);
+    running.close(&erased, ConversationState::Complete).await;
+    let target = On::Postgres.settings();
+    let data = running.folder.path().to_owned();
+    let copying = async || copy(data.clone(), target.record.clone(), Duration::from_secs(60), |_| {}).await;
+    let begun = copying().await.expect("it can be read");
+    assert!(matches!(begun, Copied::NotYet { .. }), "a process still writes: {begun:?}");
+    let step = running.record.claim_steps(&cx(), Utc::now(), 1).await.expect("claimed").remove(0);
+    assert_eq!(step.conversation, erased.id);
+    assert_eq!(running.record.settle_step(&cx(), &step, &Finding::Erase, Utc::now()).await, Ok(true));
+    let _folder = running.end().await;
+    let done = copying().await.expect("nobody writes");
+    assert!(matches!(done, Copied::Equal { conversations: 1, .. }), "{done:?}");
+
+    let tenant = TenantId::default();
+    let moved = Running::with(target.clone()).await;
+    let new = talk(&moved, 1).await;
+    moved.end().await;
+    let refused = copying().await.expect_err("it is more than a copy").to_string();
+    assert!(refused.contains("servers have written there"), "{refused}");
+    let moved = Running::with(target.clone()).await;
+    for call in [&kept, &new] {
+        moved.record.row(&tenant, call.id).await.expect("it is there");
+    }
+    moved.end().await;
+}
+
+#[tokio::test]
+async fn an_insight_kept_below_a_better_one_is_copied_again_with_its_conversation() {
+    let Some(server) = postgres::shared() else { return };
+    let running = Running::start(On::Sqlite).await;
+    let call = talk(&running, 1).await;
+    let target = On::Postgres.settings();
+    let data = running.folder.path().to_owned();
+    let copying = async || copy(data.clone(), target.record.clone(), Duration::from_secs(60), |_| {}).await;
+    assert!(matches!(copying().await, Ok(Copied::NotYet { .. })), "a process still writes");
+    // Nothing is copied again only because clocks differ.
+    let database = target.record.url.expose().rsplit('/').next().expect("a name");
+    server.sql(database, "UPDATE bookkeeping SET value = value + 5000000 WHERE name = 'copied_until'");
+    let said = call.says(CUSTOMER, 0, 0..1000, "I was charged twice for the café");
+    let mut stand_in = call.insight(said.utterance_id(), Task::Intent, "c", Some(("outage", 0.9)));
+    (stand_in.provenance.tier, stand_in.provenance.degraded_from) = (Tier::Rules, Some(Tier::Llm));
+    running.record.record(cx(), vec![stand_in.clone()]).await.expect("recorded");
+    let kept = running.record.insights(&TenantId::default(), call.id, true, None).await.expect("readable");
+    assert!(kept.iter().any(|i| i.id == stand_in.id && i.superseded_by.is_some()), "{kept:?}");
+    let _folder = running.end().await;
+    let done = copying().await.expect("nobody writes");
+    assert!(matches!(done, Copied::Equal { conversations: 1, .. }), "{done:?}");
 }
