@@ -8,7 +8,15 @@ use api::{
 };
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::{process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+/// For a standby that was asked to take over: nobody can hurry it, and going back needs a hand.
+const TAKES_OVER_WITHIN: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -25,10 +33,12 @@ pub struct Options {
     /// primary again; `promote` moves.
     #[arg(long, value_enum, default_value_t = Until::Reads)]
     until: Until,
-    /// Undo a move that was cut off in its pause: the primary takes writes again, unless the standby was promoted.
+    /// Undo a move that was cut off in its pause: the primary takes writes again, unless the standby was promoted, or asked to take over and not
+    /// restarted since.
     #[arg(long, conflicts_with = "until")]
     abort: bool,
-    /// How long nobody may be able to write, in ms; when it is over before the standby has everything, all is as before.
+    /// How long nobody may be able to write, in ms; when it is over before the standby has everything and is asked to take over, all is as before.
+    /// How long it then takes to do so is up to the standby.
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     pause_at_most: u64,
 }
@@ -80,12 +90,21 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         );
     }
     let json = options.at.json;
-    let tell = move |passed: operate::Passed| match json {
-        true => println!("{}", json!({ "passed": passed.stage.to_string(), "what": passed.what })),
-        false => eprintln!("{:<12} {}", passed.stage.to_string(), passed.what),
+    let tell = move |passed: operate::Passed| {
+        // Whoever reads it may be gone, which is no reason to stop half way.
+        let _ = match json {
+            true => writeln!(io::stdout(), "{}", json!({ "passed": passed.stage.to_string(), "what": passed.what })),
+            false => writeln!(io::stderr(), "{:<12} {}", passed.stage.to_string(), passed.what),
+        };
     };
-    let pause = Duration::from_millis(options.pause_at_most);
-    let plan = Plan { until, pause, reads_there: !reads_from.is_empty(), ca: config.api.record.ca.clone() };
+    let plan = Plan {
+        until,
+        pause: Duration::from_millis(options.pause_at_most),
+        takes_over_within: TAKES_OVER_WITHIN,
+        reads_there: !reads_from.is_empty(),
+        ca: config.api.record.ca.clone(),
+        stop: CancellationToken::new(),
+    };
     match operate::relocate(&from, &to, plan, tell).await.context("moving the record")? {
         Relocated::Ready { pause } => {
             let paused_ms = pause.map(|pause| pause.as_millis() as u64);
@@ -101,11 +120,20 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
                 println!("{}", json!({ "moved": true, "pause_ms": ms, "rows": rows, "checksum": checksum }));
             } else {
                 println!("Moved: {rows} rows, the same on both, SHA-256 {checksum}; nobody could write for {ms} ms.");
-                println!(
-                    "The old primary takes no writes any more. Take it out of api.record.url, or make it a standby of the new one; api.record.replica_url may then name it."
-                );
+                println!("{AFTERWARDS}");
+            }
+        }
+        Relocated::MovedBefore { segments } => {
+            if json {
+                println!("{}", json!({ "moved": true, "pause_ms": null, "rows": segments, "checksum": null }));
+            } else {
+                println!("Moved before: it takes writes already, and has the latest {segments} segments of the old primary.");
+                println!("{AFTERWARDS}");
             }
         }
     }
     Ok(ExitCode::SUCCESS)
 }
+
+const AFTERWARDS: &str = "The old primary takes no writes any more. Take it out of api.record.url, or make it a standby of the new one; \
+                          api.record.replica_url may then name it.";

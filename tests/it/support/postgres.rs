@@ -135,6 +135,20 @@ impl Postgres {
         self.sql("postgres", "SELECT pg_wal_replay_resume()");
     }
 
+    /// Of a standby: what replays there, and would take over, stands still. Reads are answered.
+    pub fn freeze(&self) {
+        self.signal_startup("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal_startup("-CONT");
+    }
+
+    fn signal_startup(&self, signal: &str) {
+        let pid = self.sql("postgres", "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'");
+        run(Command::new("kill").args([signal, &pid]));
+    }
+
     /// Of a standby: waits until it shows everything that `primary` has committed.
     pub fn catch_up(&self, primary: &Self) {
         let wanted = primary.sql("postgres", "SELECT pg_current_wal_insert_lsn()");
@@ -254,11 +268,15 @@ impl Postgres {
 
     /// Runs statements as the superuser; returns what they print, unaligned.
     pub fn sql(&self, database: &str, statements: &str) -> String {
+        run(self.psql(database).args(["-c", statements])).trim().to_owned()
+    }
+
+    fn psql(&self, database: &str) -> Command {
         let mut psql = Command::new(self.bin.join("psql"));
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-p", &self.port.to_string(), "-h"])
             .arg(&self.dir)
-            .args(["-d", database, "-c", statements]);
-        run(&mut psql).trim().to_owned()
+            .args(["-d", database]);
+        psql
     }
 
     /// A new, empty database, or a copy of another; returns its name.

@@ -4,8 +4,9 @@
 //! servers read there where their `replica_url` says so), *writes* (the primary takes none any more, and the standby has all there are), *promote* (the standby is the primary).
 //!
 //! Invariants:
-//! - up to promotion whatever fails is undone, and writes go on where they were;
-//! - from promotion on the old primary takes no writes, also after a restart;
+//! - until the standby is asked to take over, whatever fails or is stopped is undone, and writes go on where they were;
+//! - from then on the old primary takes no writes, also after a restart: the standby may take over at any time, and only its own restart takes
+//!   the request back;
 //! - nobody's write is refused: a writer that was ended looks among its hosts for one that takes writes, and waits while there is none.
 //!
 //! The standby is a streaming one, so sequences, the outbox's order and everything else come along as they are. Deliberately absent: making it
@@ -18,11 +19,14 @@ use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
-use tokio_postgres::{Client, types::FromSql};
+use tokio_postgres::{Client, error::SqlState, types::FromSql};
+use tokio_util::sync::CancellationToken;
 
 /// WAL that a standby may lack before writes are stopped for it, in bytes.
 const CLOSE: i64 = 1 << 20;
 const LOOK: Duration = Duration::from_millis(5);
+/// A standby that takes a request up shows it neither as waiting nor as taken up for less than this.
+const TAKEN_UP: Duration = Duration::from_millis(100);
 /// A standby that does not get close in this time never will.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(600);
 /// After promotion, for processes to have left the old primary.
@@ -72,6 +76,8 @@ pub enum Relocated {
     Ready { pause: Option<Duration> },
     /// The standby is the primary. `checksum`: of every row of every table, the same on both as of the fence.
     Moved { pause: Duration, rows: u64, checksum: String },
+    /// It was already, by an earlier run or by hand. `segments`: of the old primary's latest, the same on both; servers may have changed the rest.
+    MovedBefore { segments: u64 },
 }
 
 struct End {
@@ -89,15 +95,19 @@ type Failed = String;
 pub struct Plan {
     /// The last step to take.
     pub until: Stage,
-    /// How long nobody may be able to write.
+    /// How long nobody may be able to write until the standby is asked to take over; how long that takes is up to it.
     pub pause: Duration,
+    /// How long to wait for it then.
+    pub takes_over_within: Duration,
     /// The settings of servers name the standby as their replica: the step of reads waits until they read there.
     pub reads_there: bool,
     /// As in the settings of the record.
     pub ca: Option<PathBuf>,
+    /// Cancelled, it undoes what can be undone: everything, until the standby is asked to take over.
+    pub stop: CancellationToken,
 }
 
-/// Goes through the steps of the plan.
+/// Goes through the steps of the plan. After one that ended between request and promotion it goes on from there.
 ///
 /// # Errors
 /// What stands in the way; then everything is as it was, unless it says otherwise.
@@ -105,19 +115,24 @@ pub async fn relocate(from: &DatabaseUrl, to: &DatabaseUrl, plan: Plan, mut tell
     let ca = plan.ca.as_ref();
     let (from, to) = (End::reach(from, "the primary", ca).await?, End::reach(to, "the standby", ca).await?);
     let moving = Moving { from, to, pause: plan.pause };
-    moving.run(plan, &mut tell).await.map_err(|reason| OpenError::Server { server: moving.to.name.clone(), reason })
+    moving.run(&plan, &mut tell).await.map_err(|reason| OpenError::Server { server: moving.to.name.clone(), reason })
 }
 
 /// Opens the primary again after a move that was cut off in its pause.
 ///
 /// # Errors
-/// The standby has been promoted, or nobody can tell: then the primary stays as it is.
+/// The standby has been promoted or asked to take over, or nobody can tell: then the primary stays as it is.
 pub async fn abort(from: &DatabaseUrl, to: &DatabaseUrl, ca: Option<&PathBuf>) -> Result<(), OpenError> {
     let (from, to) = (End::reach(from, "the primary", ca).await?, End::reach(to, "the standby", ca).await?);
     let moving = Moving { from, to, pause: Duration::ZERO };
     let reopened = async {
         if !moving.to.one::<bool>("SELECT pg_is_in_recovery()").await? {
             return Err("it takes writes itself: opening the other one would make two records of one".to_owned());
+        }
+        if moving.is_asked().await? {
+            return Err(
+                "it has been asked to take over, and may do so at any time: restart it, which takes that back, and try again".into()
+            );
         }
         moving.unfence().await
     };
@@ -131,17 +146,19 @@ struct Moving {
 }
 
 impl Moving {
-    async fn run(&self, plan: Plan, tell: &mut impl FnMut(Passed)) -> Result<Relocated, Failed> {
-        let until = plan.until;
+    async fn run(&self, plan: &Plan, tell: &mut impl FnMut(Passed)) -> Result<Relocated, Failed> {
+        let (until, stop) = (plan.until, &plan.stop);
+        if !unless_stopped(stop, self.check_pair()).await? {
+            return self.go_on(plan, tell).await;
+        }
         let mut passed = |stage: Stage, what: String| tell(Passed { stage, what });
-        self.check_pair().await?;
-        let lag = self.follow().await?;
+        let lag = unless_stopped(stop, self.follow()).await?;
         passed(Stage::Replication, format!("it follows; {} bytes behind, all of them here after {} ms", lag.0, lag.1.as_millis()));
         if until == Stage::Replication {
             return Ok(Relocated::Ready { pause: None });
         }
-        let rows = self.answers_alike().await?;
-        let readers = match self.readers(plan.reads_there).await? {
+        let rows = unless_stopped(stop, self.answers_alike()).await?;
+        let readers = match unless_stopped(stop, self.readers(plan.reads_there)).await? {
             0 => "no server reads there, because api.record.replica_url names none".to_owned(),
             readers => format!("servers read there by {readers} connections"),
         };
@@ -149,9 +166,9 @@ impl Moving {
         if until == Stage::Reads {
             return Ok(Relocated::Ready { pause: None });
         }
-        self.check_quiet().await?;
+        unless_stopped(stop, self.check_quiet()).await?;
         let began = Instant::now();
-        if let Err(failed) = self.fence(began).await {
+        if let Err(failed) = unless_stopped(stop, self.fence(began)).await {
             return Err(self.abort(&failed, began).await);
         }
         passed(Stage::Writes, format!("nobody writes, and it has all there is; {} ms so far", began.elapsed().as_millis()));
@@ -160,25 +177,51 @@ impl Moving {
             return Ok(Relocated::Ready { pause: Some(began.elapsed()) });
         }
         // Begun before promotion, it goes on showing the standby as it was then.
-        let before = match self.snapshot().await {
+        let before = match unless_stopped(stop, self.snapshot()).await {
             Ok(before) => before,
             Err(failed) => return Err(self.abort(&failed, began).await),
         };
-        if let Err(failed) = self.promote().await {
-            return Err(match self.to.one::<bool>("SELECT pg_is_in_recovery()").await {
-                Ok(true) => self.abort(&failed, began).await,
-                _ => format!("{failed}; nobody can tell whether it was promoted, so the old primary stays closed: look at both"),
-            });
-        }
-        let paused = began.elapsed();
-        passed(Stage::Promote, format!("it takes writes after {} ms; comparing every row", paused.as_millis()));
-        let (rows, checksum) = self.same(&before).await?;
-        self.left_behind().await?;
-        Ok(Relocated::Moved { pause: paused, rows, checksum })
+        self.ask(began).await?;
+        self.take_over(&before, began, plan, tell).await
     }
 
-    /// Precheck of replication.
-    async fn check_pair(&self) -> Result<(), Failed> {
+    /// The primary is closed: an earlier run has moved it, or was cut off.
+    async fn go_on(&self, plan: &Plan, tell: &mut impl FnMut(Passed)) -> Result<Relocated, Failed> {
+        let closed = format!("{} takes no writes already ({FENCE} is on)", self.from.name);
+        if self.to.one::<bool>("SELECT pg_is_in_recovery()").await? && !self.is_asked().await? {
+            return Err(format!("{closed}: a move was cut off, which `--abort` undoes"));
+        }
+        if plan.until != Stage::Promote {
+            return Err(format!("{closed}: it was moved, or is being moved, which `--until promote` sees to the end"));
+        }
+        // Closing it was the last change of its settings.
+        let closed_ms: i64 = self
+            .from
+            .one("SELECT (extract(epoch FROM now() - (pg_stat_file('postgresql.auto.conf')).modification) * 1000)::bigint")
+            .await?;
+        let closed = Duration::from_millis(u64::try_from(closed_ms).unwrap_or_default());
+        let began = Instant::now().checked_sub(closed).unwrap_or_else(Instant::now);
+        let before = self.snapshot().await?;
+        // Asked now, and not as of the snapshot: what that shows is then from before promotion.
+        if before.one::<bool>("SELECT pg_is_in_recovery()").await? {
+            return self.take_over(&before, began, plan, tell).await;
+        }
+        drop(before);
+        tell(Passed { stage: Stage::Promote, what: "it takes writes already; comparing what never changes".into() });
+        let last: i64 = self.from.one("SELECT coalesce(max(row_id), 0) FROM segments").await?;
+        let Some(segments) = self.segments_alike(&format!("row_id <= {last}")).await? else {
+            return Err(format!(
+                "it takes writes, and its segments differ from those of {}, which takes none: compare both, unless conversations were \
+                 erased here since",
+                self.from.name
+            ));
+        };
+        self.left_behind().await?;
+        Ok(Relocated::MovedBefore { segments })
+    }
+
+    /// Precheck of replication. False: the primary is closed already.
+    async fn check_pair(&self) -> Result<bool, Failed> {
         let (from, to) = (&self.from, &self.to);
         for end in [from, to] {
             if !end.one::<bool>("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").await? {
@@ -188,25 +231,23 @@ impl Moving {
         if from.one::<bool>("SELECT pg_is_in_recovery()").await? {
             return Err(format!("{} is a standby itself; expected the primary to move from", from.name));
         }
-        if from.again().await?.one::<String>(&format!("SHOW {FENCE}")).await? != "off" {
-            return Err(format!(
-                "{} takes no writes already ({FENCE} is on): it was moved, or a move was cut off, which `--abort` undoes",
-                from.name
-            ));
-        }
+        let open = from.again().await?.one::<String>(&format!("SHOW {FENCE}")).await? == "off";
         let identity = "SELECT system_identifier::text FROM pg_control_system()";
         let kin = from.one::<String>(identity).await? == to.one::<String>(identity).await?;
-        if !kin || !to.one::<bool>("SELECT pg_is_in_recovery()").await? {
+        if !kin || open && !to.one::<bool>("SELECT pg_is_in_recovery()").await? {
             return Err(format!(
                 "it is no standby of {}; expected one made by `pg_basebackup --write-recovery-conf --wal-method stream` from there",
                 from.name
             ));
         }
+        if !open {
+            return Ok(false);
+        }
         let streams = "SELECT EXISTS (SELECT 1 FROM pg_stat_wal_receiver WHERE status = 'streaming')";
         if !to.one::<bool>(streams).await? {
             return Err("it does not stream: look at its log, and at primary_conninfo".into());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Go and verify of replication: how far behind it was, and how long what was written until now took to get there.
@@ -264,19 +305,22 @@ impl Moving {
     }
 
     /// Precheck of reads: what has settled reads the same on both.
-    async fn answers_alike(&self) -> Result<i64, Failed> {
+    async fn answers_alike(&self) -> Result<u64, Failed> {
         let until: String = self.from.one(&format!("SELECT ((now() AT TIME ZONE 'UTC') - {SETTLED})::text")).await?;
         let wanted: String = self.from.one("SELECT pg_current_wal_flush_lsn()::text").await?;
         self.arrives(&wanted, Instant::now() + Duration::from_secs(10)).await?;
+        let alike = self.segments_alike(&format!("created_at < '{until}'::timestamp")).await?;
+        alike.ok_or_else(|| "it answers otherwise than the primary".into())
+    }
+
+    /// How many of the latest of these segments were compared; `None`: they differ.
+    async fn segments_alike(&self, which: &str) -> Result<Option<u64>, Failed> {
         let read = format!(
             "SELECT count(*)::text || ' ' || coalesce(sum(hashtextextended(s::text, 0)::numeric), 0)::text
-             FROM (SELECT * FROM segments WHERE created_at < '{until}'::timestamp ORDER BY row_id DESC LIMIT 10000) s"
+             FROM (SELECT * FROM segments WHERE {which} ORDER BY row_id DESC LIMIT 10000) s"
         );
         let (ours, theirs): (String, String) = (self.from.one(&read).await?, self.to.one(&read).await?);
-        if ours != theirs {
-            return Err("it answers otherwise than the primary".into());
-        }
-        Ok(ours.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default())
+        Ok((ours == theirs).then(|| rows_of(&ours)))
     }
 
     /// Precheck of writes.
@@ -354,11 +398,74 @@ impl Moving {
         Ok(before)
     }
 
-    async fn promote(&self) -> Result<(), Failed> {
-        if !self.to.one::<bool>("SELECT pg_promote(true, 30)").await? {
-            return Err("it was not promoted within 30 s".into());
+    /// Go of promote. From here on nobody can take it back.
+    async fn ask(&self, began: Instant) -> Result<(), Failed> {
+        const UNASKED: &str = "it could not be asked to take over";
+        if let Err(late) = in_time(began + self.pause, UNASKED) {
+            return Err(self.abort(&late, began).await);
         }
-        Ok(())
+        match self.to.one::<bool>("SELECT pg_promote(false)").await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.abort(UNASKED, began).await),
+            Err(failed) => match self.is_asked().await {
+                Ok(false) => Err(self.abort(&failed, began).await),
+                _ => Err(format!("{failed}; nobody can tell whether it was asked to take over, so {}", self.what_to_do())),
+            },
+        }
+    }
+
+    /// Of a standby: whether it is about to take over, or has just done so. A request stands until it is met, however long that takes, or the
+    /// standby is restarted.
+    async fn is_asked(&self) -> Result<bool, Failed> {
+        // It is this file until the standby takes it up; from then on replay can be neither paused nor resumed.
+        if self.to.one::<bool>("SELECT (pg_stat_file('promote', true)).size IS NOT NULL").await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(TAKEN_UP).await;
+        let leave_as_it_is = "DO $$ BEGIN
+            IF pg_is_wal_replay_paused() THEN PERFORM pg_wal_replay_pause(); ELSE PERFORM pg_wal_replay_resume(); END IF;
+        END $$";
+        match self.to.client.batch_execute(leave_as_it_is).await {
+            Ok(()) => Ok(false),
+            Err(error) if error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => Ok(true),
+            Err(error) => Err(self.to.failure(&error)),
+        }
+    }
+
+    /// Verify of promote, once it was asked for: the standby takes writes, and has every row.
+    async fn take_over(&self, before: &End, began: Instant, plan: &Plan, tell: &mut impl FnMut(Passed)) -> Result<Relocated, Failed> {
+        let mut passed = |what: String| tell(Passed { stage: Stage::Promote, what });
+        passed(format!("asked to take over, which nobody can take back; {} ms so far", began.elapsed().as_millis()));
+        let give_up = Instant::now() + plan.takes_over_within;
+        loop {
+            match self.to.one::<bool>("SELECT pg_is_in_recovery()").await {
+                Ok(false) => break,
+                Ok(true) if Instant::now() < give_up => tokio::time::sleep(LOOK).await,
+                Ok(true) => {
+                    let waited = plan.takes_over_within.as_secs();
+                    return Err(format!("it was asked to take over, and is a standby still after {waited} s; {}", self.what_to_do()));
+                }
+                Err(lost) => return Err(format!("{lost}, after it was asked to take over; {}", self.what_to_do())),
+            }
+        }
+        let pause = began.elapsed();
+        let longer = match pause.saturating_sub(plan.pause).as_millis() {
+            0 => String::new(),
+            ms => format!(", {ms} ms longer than was allowed"),
+        };
+        passed(format!("it takes writes; nobody could for {} ms{longer}; comparing every row", pause.as_millis()));
+        let (rows, checksum) = self.same(before).await?;
+        self.left_behind().await?;
+        Ok(Relocated::Moved { pause, rows, checksum })
+    }
+
+    /// Of a standby that may take over at any time.
+    fn what_to_do(&self) -> String {
+        format!(
+            "{} takes no writes, and stays so. The same command again waits for it, and ends when it takes writes. To go back instead, restart \
+             it, which takes the request back; if it is a standby then, `--abort` opens the old primary",
+            self.from.name
+        )
     }
 
     /// Verify of promote: every row of every table, as of the fence.
@@ -377,7 +484,7 @@ impl Moving {
                      the old primary takes no writes and is as it was: compare before going on"
                 ));
             }
-            rows += ours.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
+            rows += rows_of(&ours);
             parts.push(format!("{table} {ours}"));
         }
         use sha2::Digest as _;
@@ -404,6 +511,20 @@ impl Moving {
             }
         }
     }
+}
+
+/// A step that is dropped leaves no statement that could come after those which undo it: a connection takes one after the other.
+async fn unless_stopped<T>(stop: &CancellationToken, step: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    tokio::select! {
+        biased; // whoever says stop before a step does not want its outcome
+        () = stop.cancelled() => Err("it was told to stop".into()),
+        done = step => done,
+    }
+}
+
+/// Of a count and a sum.
+fn rows_of(sum: &str) -> u64 {
+    sum.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default()
 }
 
 fn in_time(until: Instant, what: &str) -> Result<(), Failed> {

@@ -128,7 +128,12 @@ async fn relocate(
     pause: Duration,
     tell: impl FnMut(operate::Passed),
 ) -> Result<Relocated, OpenError> {
-    operate::relocate(from, to, Plan { until, pause, reads_there: false, ca: None }, tell).await
+    operate::relocate(from, to, plan(until, pause), tell).await
+}
+
+fn plan(until: Stage, pause: Duration) -> Plan {
+    let (takes_over_within, stop) = (Duration::from_secs(60), CancellationToken::new());
+    Plan { until, pause, takes_over_within, reads_there: false, ca: None, stop }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +163,7 @@ async fn a_record_moves_to_its_standby_under_load_and_no_request_fails() {
     assert_eq!(primary.sql("postgres", "SHOW default_transaction_read_only"), "on");
     load.say(100).await;
     // Not a second time.
-    let again = relocate(&from, &to, Stage::Promote, PAUSE, drop).await.expect_err("it has moved").to_string();
+    let again = relocate(&from, &to, Stage::Writes, PAUSE, drop).await.expect_err("it has moved").to_string();
     assert!(again.contains("takes no writes already"), "{again}");
     let longest = load.end().await;
     eprintln!("pause {} ms, longest commit {longest} ms, {rows} rows compared", pause.as_millis());
@@ -224,6 +229,88 @@ async fn a_move_that_cannot_be_made_leaves_everything_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_is_late_or_stopped_before_the_standby_is_asked_to_take_over_is_undone() {
+    let Some((primary, standby, database)) = pair() else { return };
+    let (from, to) = (alone(&primary, &database), alone(&standby, &database));
+    let undone = |said: String, why: &str| {
+        assert!(said.contains(why) && said.contains("writes go on at"), "{said}");
+        assert_eq!(primary.sql("postgres", "SHOW default_transaction_read_only"), "off");
+        assert_eq!(standby.sql("postgres", "SELECT pg_is_in_recovery()"), "t");
+    };
+    let until_it_is_over = |passed: operate::Passed| {
+        let told = std::time::Instant::now();
+        while passed.stage == Stage::Writes && told.elapsed() < PAUSE {
+            std::thread::park_timeout(PAUSE);
+        }
+    };
+    let late = relocate(&from, &to, Stage::Promote, PAUSE, until_it_is_over).await.expect_err("the pause is over").to_string();
+    undone(late, "it could not be asked to take over within the pause");
+
+    let plan = plan(Stage::Promote, PAUSE);
+    let stop = plan.stop.clone();
+    let tell = |passed: operate::Passed| {
+        if passed.stage == Stage::Writes {
+            stop.cancel();
+        }
+    };
+    let stopped = operate::relocate(&from, &to, plan, tell).await.expect_err("it is stopped").to_string();
+    undone(stopped, "it was told to stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_a_standby_is_asked_to_take_over_the_old_primary_stays_closed_until_it_has_or_is_restarted() {
+    let Some((primary, standby, database)) = pair() else { return };
+    let (from, to) = (alone(&primary, &database), alone(&standby, &database));
+    let record = RecordSettings { url: DatabaseUrl::new(both(&primary, &standby, &database)), ..RecordSettings::default() };
+    let running = Running::with(Settings { record, ..Settings::default() }).await;
+    let call = running.call().await;
+    running.commit(&[call.says(AGENT, 0, 0..100, "good morning")]).await;
+    running.end().await;
+    let closed = || primary.sql("postgres", "SHOW default_transaction_read_only");
+    let freeze = |passed: operate::Passed| {
+        if passed.stage == Stage::Writes {
+            standby.freeze();
+        }
+    };
+    let impatient = || Plan { takes_over_within: Duration::ZERO, ..plan(Stage::Promote, PAUSE) };
+    let first = operate::relocate(&from, &to, impatient(), freeze).await.expect_err("it stands still").to_string();
+    assert!(first.contains("is a standby still") && first.contains("takes no writes, and stays so"), "{first}");
+    assert_eq!(closed(), "on");
+    let second = operate::relocate(&from, &to, impatient(), drop).await.expect_err("it stands still").to_string();
+    assert!(second.contains("is a standby still"), "{second}");
+    let back = operate::abort_relocation(&from, &to, None).await.expect_err("it may take over at any time").to_string();
+    assert!(back.contains("restart it"), "{back}");
+    assert_eq!(closed(), "on");
+    standby.kill();
+    standby.start_again();
+    operate::abort_relocation(&from, &to, None).await.expect("it was restarted, and follows");
+    assert_eq!(closed(), "off");
+    primary.sql(&database, "INSERT INTO bookkeeping VALUES ('', 'still_here', 1, now())");
+    standby.catch_up(&primary);
+
+    // The next time it takes over in the end; nobody who waits for it can be stopped, because there is no way back.
+    operate::relocate(&from, &to, impatient(), freeze).await.expect_err("it stands still again");
+    let (asked, patient) = (tokio::sync::Notify::new(), plan(Stage::Promote, PAUSE));
+    let stop = patient.stop.clone();
+    let tell = |passed: operate::Passed| {
+        if passed.what.starts_with("asked to take over") {
+            asked.notify_one();
+        }
+    };
+    let going_on = async {
+        asked.notified().await;
+        stop.cancel();
+        standby.thaw();
+    };
+    let both_end = async { tokio::join!(operate::relocate(&from, &to, patient, tell), going_on).0 };
+    let moved = tokio::time::timeout(Duration::from_secs(60), both_end).await.expect("it is asked, and takes over");
+    assert!(matches!(moved, Ok(Relocated::Moved { .. })), "{moved:?}");
+    standby.sql(&database, "UPDATE bookkeeping SET value = 2 WHERE name = 'still_here'");
+    let again = relocate(&from, &to, Stage::Promote, PAUSE, drop).await.expect("it has moved");
+    assert_eq!(again, Relocated::MovedBefore { segments: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_running_record_is_told_of_another_host() {
     let Some((primary, standby, database)) = pair() else { return };
     let settings = |url: String| RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };
@@ -247,7 +334,7 @@ async fn reads_go_to_the_standby_when_the_settings_say_so_and_the_move_sees_them
     let (from, to) = (alone(&primary, &database), alone(&standby, &database));
     let said = std::cell::RefCell::new(String::new());
     let tell = |passed: operate::Passed| *said.borrow_mut() += &format!("{}: {}\n", passed.stage, passed.what);
-    let plan = |reads_there| Plan { until: Stage::Reads, pause: PAUSE, reads_there, ca: None };
+    let plan = |reads_there| Plan { reads_there, ..plan(Stage::Reads, PAUSE) };
     operate::relocate(&from, &to, plan(false), tell).await.expect("the standby follows");
     assert!(said.borrow().contains("no server reads there, because api.record.replica_url names none"), "{}", said.borrow());
     let nobody = operate::relocate(&from, &to, plan(true), tell).await.expect_err("nobody was told").to_string();
