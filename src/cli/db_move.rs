@@ -13,6 +13,7 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// For a standby that was asked to take over: nobody can hurry it, and going back needs a hand.
@@ -103,7 +104,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         takes_over_within: TAKES_OVER_WITHIN,
         reads_there: !reads_from.is_empty(),
         ca: config.api.record.ca.clone(),
-        stop: CancellationToken::new(),
+        stop: told_to_stop().context("listening for signals")?,
     };
     match operate::relocate(&from, &to, plan, tell).await.context("moving the record")? {
         Relocated::Ready { pause } => {
@@ -137,3 +138,23 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
 const AFTERWARDS: &str = "The old primary takes no writes any more. Take it out of api.record.url, or make it a standby of the new one; \
                           api.record.replica_url may then name it.";
+
+/// Cancelled when this process is to stop, or its terminal goes. Told a second time it leaves at once.
+fn told_to_stop() -> io::Result<CancellationToken> {
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    // Ends with the process.
+    tokio::spawn(async move {
+        tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hangup.recv() => {} }
+        told.cancel();
+        let what = "told to stop: what can be undone is undone; once the standby was asked to take over, the move goes on to its end";
+        let _ = writeln!(io::stderr(), "quickcomm: {what}");
+        // A terminal that goes may say so twice.
+        tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+        let _ = writeln!(io::stderr(), "quickcomm: told twice, leaving at once; the same command again says how far it came");
+        std::process::exit(130);
+    });
+    Ok(stop)
+}

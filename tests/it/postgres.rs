@@ -9,7 +9,10 @@ use crate::{
     },
 };
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
 
 /// `quickcomm db …` on this database.
 fn db(url: &str, arguments: &[&str]) -> Output {
@@ -156,6 +159,40 @@ async fn a_call_goes_on_while_its_record_moves_to_another_server() {
     let kept = |server: &Postgres| server.sql(&database, "SELECT count(*) FROM segments").parse::<u64>().unwrap();
     assert!(kept(&standby) > kept(&primary), "the rest of the call is on the new server alone");
     assert!(quickcomm.stop());
+}
+
+#[test]
+fn a_move_that_is_told_to_stop_in_its_pause_opens_the_primary_again() {
+    let Some(bin) = postgres::installed() else { return };
+    let primary = Postgres::start(bin, postgres::Sync::Off);
+    let (url, database) = empty_database(&primary);
+    assert!(db(&url, &["migrate"]).status.success());
+    let standby = primary.standby();
+    let to = standby.url("postgres", &database);
+    let hosts = [&primary, &standby].map(|server| server.socket().display().to_string().replace('/', "%2F")).join(",");
+    let both = format!("postgres://postgres@{hosts}/{database}");
+    let settings = primary.socket().join("data/postgresql.auto.conf");
+    let closed = || std::fs::read_to_string(&settings).unwrap().contains("default_transaction_read_only");
+    for signal in ["-TERM", "-INT", "-HUP"] {
+        let stuck = primary.stuck(&database); // the pause goes on as long as it lives
+        let mut moving = Command::new(env!("CARGO_BIN_EXE_quickcomm"))
+            .args(["db", "move", "--from", &url, "--to", &to, "--until", "promote", "--pause-at-most", "60000"])
+            .env("QUICKCOMM_API__RECORD__URL", &both)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        while !closed() && moving.try_wait().unwrap().is_none() {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        Command::new("kill").args([signal, &moving.id().to_string()]).status().unwrap();
+        let ended = moving.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(ended.status.code() == Some(1) && said.contains("it was told to stop; writes go on at"), "{signal}: {said}");
+        assert!(!closed(), "{signal}: {said}");
+        drop(stuck);
+        assert_eq!(primary.sql("postgres", "SHOW default_transaction_read_only"), "off");
+    }
 }
 
 #[test]

@@ -149,6 +149,21 @@ impl Postgres {
         run(Command::new("kill").args([signal, &pid]));
     }
 
+    /// A session that nobody can end as long as this lives.
+    pub fn stuck(&self, database: &str) -> Stuck {
+        let name = format!("stuck_{}", self.databases.fetch_add(1, Ordering::SeqCst));
+        let psql = self.psql(database).env("PGAPPNAME", &name).stdin(Stdio::piped()).spawn().expect("psql is there");
+        let mut stuck = Stuck { psql, backend: String::new() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while stuck.backend.is_empty() {
+            assert!(Instant::now() < deadline, "no session begins: {}", self.log());
+            let pid = format!("SELECT pid FROM pg_stat_activity WHERE application_name = '{name}' AND state = 'idle'");
+            stuck.backend = self.sql("postgres", &pid);
+        }
+        run(Command::new("kill").args(["-STOP", &stuck.backend]));
+        stuck
+    }
+
     /// Of a standby: waits until it shows everything that `primary` has committed.
     pub fn catch_up(&self, primary: &Self) {
         let wanted = primary.sql("postgres", "SELECT pg_current_wal_insert_lsn()");
@@ -284,6 +299,20 @@ impl Postgres {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::SeqCst));
         self.sql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}"));
         name
+    }
+}
+
+/// A session whose process at the server stands still.
+pub struct Stuck {
+    psql: Child,
+    backend: String,
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.backend]).output(); // it may have gone with its server
+        let _ = self.psql.kill();
+        let _ = self.psql.wait();
     }
 }
 
