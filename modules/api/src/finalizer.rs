@@ -183,9 +183,7 @@ impl Finalizer {
     }
 
     fn follow(&self) -> Follow {
-        let settings = &self.0.settings;
-        let timers = [settings.keep_recordings_days, settings.keep_days].into_iter().filter(|days| *days > 0);
-        Follow { notify: self.0.webhook.is_some(), retain: timers.min().map(|days| TimeDelta::days(days.into())) }
+        Follow { notify: self.0.webhook.is_some(), retain: self.0.settings.recordings_stay() }
     }
 
     /// By `Inference` where that is asked and answers, else by the lowest rung.
