@@ -52,7 +52,7 @@ const TELL_AGAIN: [TimeDelta; 7] = [
 ];
 /// Between tries for a better result; after the last it stays as it is.
 const UPGRADE_AGAIN: [TimeDelta; 6] =
-    [TimeDelta::minutes(2), TimeDelta::minutes(5), TimeDelta::minutes(15), TimeDelta::hours(1), TimeDelta::hours(6), TimeDelta::hours(16)];
+    [TimeDelta::minutes(1), TimeDelta::minutes(5), TimeDelta::minutes(15), TimeDelta::hours(1), TimeDelta::hours(6), TimeDelta::hours(16)];
 const RETAIN_AGAIN: TimeDelta = TimeDelta::minutes(10);
 
 /// Deletes the recording of a conversation, where there is one here.
