@@ -318,6 +318,9 @@ impl Front {
         if let Some(ingest) = &ingest {
             status.counts("audio", "audio kept until it is committed", ingest.kept_bytes());
             watch_recordings(ingest.clone(), status, tasks);
+            if let Some(stay) = config.api.finalize.recordings_stay() {
+                forget_recordings(ingest.clone(), stay.to_std().expect("days are not negative"), tasks);
+            }
         }
         let api = match (&record, &ingest, inference.clone()) {
             (Some(record), Some(ingest), Some(inference)) => Some(Api::new(ApiDeps {
@@ -504,6 +507,14 @@ fn watch_recordings(ingest: Arc<Ingest>, status: &Status, tasks: &mut Supervisor
             status.set(stands_on("recordings", admin::Mode::Local, folder, trouble));
             tokio::select! { _ = look.tick() => {}, () = stop.cancelled() => return Ok(()) }
         }
+        Ok(())
+    });
+}
+
+/// Their conversations may have ended in a process that knows nothing of them.
+fn forget_recordings(ingest: Arc<Ingest>, stay: Duration, tasks: &mut Supervisor) {
+    tasks.spawn("recordings-age", OnEnd::Fine, STOP_LIMIT, move |stop| async move {
+        tokio::select! { () = ingest.forget_after(stay) => {}, () = stop.cancelled() => {} }
         Ok(())
     });
 }

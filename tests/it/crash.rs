@@ -10,6 +10,7 @@ use crate::{
     },
 };
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types::Text};
+use futures::future::join_all;
 use quickcomm::{calls::DemoCall, cli::demo::speak, client::ServerMessage};
 use std::{
     io::{BufRead, BufReader},
@@ -49,21 +50,17 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
     let mut tally = Tally::of("F04", times(2));
     let mut finals = [3, 1, 4, 2, 5].into_iter().cycle();
     while !tally.is_whole() {
-        let mut servers = tokio::task::JoinSet::new();
-        for finals in finals.by_ref().take(tally.left().div_ceil(2).min(SERVERS)) {
-            servers.spawn(speak_while_it_is_killed(call.clone(), finals));
-        }
-        for kills in servers.join_all().await {
-            tally.survived(kills);
-        }
+        let after = finals.by_ref().take(tally.left().div_ceil(2).min(SERVERS));
+        let speaking = join_all(after.map(|finals| speak_while_it_is_killed(&call, finals)));
+        tally.survived(speaking.await.into_iter().sum());
     }
 }
 
 /// Twice, in the middle of an utterance: after a partial that follows so many finals, and so many more. Says how often it was.
-async fn speak_while_it_is_killed(call: DemoCall, after: usize) -> usize {
+async fn speak_while_it_is_killed(call: &DemoCall, after: usize) -> usize {
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::start(data.path(), &[], &[]);
-    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
+    let (id, mut events) = speak(call, &server.http, None).await.unwrap();
     let mut kills = 0;
     let (mut finals, mut welcomes) = (0, 0);
     while let Some(event) = events.recv().await {
@@ -85,7 +82,7 @@ async fn speak_while_it_is_killed(call: DemoCall, after: usize) -> usize {
     // What stands in the record is the call: once, in order, without a hole.
     for channel in 0..2u8 {
         let heard = recorded_text(&server, &id.to_string(), channel.into()).await;
-        let (errors, of) = words::errors(&script_text(&call, channel), &heard);
+        let (errors, of) = words::errors(&script_text(call, channel), &heard);
         assert!(errors * 100 <= of * 8, "channel {channel}: {errors} errors in {of} words: {heard}");
     }
     let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;

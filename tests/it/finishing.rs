@@ -3,7 +3,7 @@
 use crate::{
     calls::{all, play},
     scripted::{Scripted, Seen},
-    support::{Server, demo_calls, models},
+    support::{Server, demo_calls, eventually, models},
 };
 use serde_json::Value;
 use std::{
@@ -105,5 +105,27 @@ async fn a_call_comes_to_a_result_and_the_webhook_is_told() {
     let body: Value = serde_json::from_str(body).unwrap();
     assert_eq!((&body["type"], &body["data"]["conversation"]["id"]), (&"conversation.finalized".into(), &id.as_str().into()));
     assert_eq!(body["data"]["result"]["summary"], summary["items"]);
+    assert!(quickcomm.stop());
+}
+
+/// Its conversation came to its end in another process, which has no recordings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_deletes_its_old_recordings_whoever_finished_their_calls() {
+    let data = tempfile::tempdir().unwrap();
+    let id = contracts::ConversationId::fresh();
+    let folder = data.path().join("recordings").join(id.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    let meta = serde_json::json!({
+        "id": id, "state": "closed", "recorded": true, "source": "native", "resumable": true, "complete": false, "language": "en",
+        "started_at": "2026-01-01T00:00:00Z", "channels": [],
+    });
+    std::fs::write(folder.join("meta.json"), meta.to_string()).unwrap();
+    std::fs::write(folder.join("0.raw"), [0; 320]).unwrap();
+    let file = std::fs::File::options().append(true).open(folder.join("meta.json")).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3 * 86_400)).unwrap();
+    let quickcomm = Server::start(data.path(), &[], &[("QUICKCOMM_API__FINALIZE__KEEP_DAYS", "7")]);
+    assert!(quickcomm.stop() && folder.exists(), "it is not old enough");
+    let quickcomm = Server::start(data.path(), &[], &[("QUICKCOMM_API__FINALIZE__KEEP_RECORDINGS_DAYS", "2")]);
+    eventually("it is deleted", Duration::from_secs(20), async || (!folder.exists()).then_some(())).await;
     assert!(quickcomm.stop());
 }

@@ -1,10 +1,12 @@
 //! A disk that is full (F29): what cannot be kept is refused and not called safe, what is there is read, the page of health says which disk and
-//! why, and all goes on by itself when there is room again. PostgreSQL's is in `modules/api/src/record/tests/feed.rs`.
+//! why, and all goes on by itself when there is room again; also where it is that of the bus's Redis. PostgreSQL's is in
+//! `modules/api/src/record/tests/feed.rs`.
 
 use crate::{
     calls::recorded_text,
     support::{Server, eventually, get, models, texts, volume::Volume},
 };
+use platform::testing::RedisServer;
 use quickcomm::{
     cli::demo::speak,
     client::{Event, Events, ServerMessage},
@@ -134,4 +136,36 @@ async fn f29_a_full_data_folder_refuses_what_it_cannot_keep_and_loses_nothing() 
     volume.make_room();
     let again = Server::start(&data, &[], &[]);
     assert!(again.stop_and_read_log().is_empty(), "there is nothing to complain about");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_redis_is_told_and_what_was_said_meanwhile_is_stored_when_there_is_room() {
+    let (Some(_), Some(volume)) = (models(), Volume::of(16)) else { return };
+    let Some(redis) = RedisServer::start(&["--appendonly", "yes", "--dir", volume.path().to_str().unwrap()]) else { return };
+    let (folder, url) = (tempfile::tempdir().unwrap(), redis.url());
+    let server = Server::start(folder.path(), &[], &[("QUICKCOMM_BUS__KIND", "redis"), ("QUICKCOMM_BUS__URL", &url)]);
+    let call = quickcomm::calls::load("cancellation").unwrap();
+    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
+    let id = id.to_string();
+    let mut seen = vec![];
+    hear(&mut events, &mut seen, 2).await;
+    volume.fill();
+    let said = eventually("the page of health says it", Duration::from_secs(30), async || {
+        Some(health(&server, "bus").await.1).filter(|said| said.contains("cannot write its disk"))
+    })
+    .await;
+    println!("bus: {said}");
+    for part in ["No space left on device", "make room", "what is said is kept until it is back"] {
+        assert!(said.contains(part), "{said:?} does not say {part:?}");
+    }
+    volume.make_room();
+    eventually("the page of health says so", RECOVERS_WITHIN * 2, async || (health(&server, "bus").await.0 == "ready").then_some(())).await;
+    while let Some(event) = events.recv().await {
+        seen.push(event.expect("the call goes on to its end"));
+    }
+    assert!(matches!(seen.last().map(|event| &event.message), Some(ServerMessage::Ended { .. })), "it did not end");
+    for (channel, told) in texts(&seen, 2).iter().enumerate() {
+        assert_eq!(recorded_text(&server, &id, channel as u64).await, *told, "the record differs from what the caller was told");
+    }
+    assert!(server.stop(), "SIGTERM did not end in exit code 0");
 }

@@ -11,6 +11,7 @@ use crate::{
         words,
     },
 };
+use futures::future::join_all;
 use quickcomm::calls::DemoCall;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -186,13 +187,9 @@ async fn a_dead_network_between_modules_costs_no_word_of_a_live_call() {
     let mut tally = Tally::of("F14", times(3));
     let mut calls = long_calls().into_iter().cycle().zip(0..);
     while !tally.is_whole() {
-        let mut pairs = tokio::task::JoinSet::new();
-        for (call, n) in calls.by_ref().take(tally.left().div_ceil(DEATHS.len()).min(PAIRS)) {
-            pairs.spawn(speak_while_the_network_dies(call, n));
-        }
-        for cuts in pairs.join_all().await {
-            tally.survived(cuts);
-        }
+        let next = calls.by_ref().take(tally.left().div_ceil(DEATHS.len()).min(PAIRS));
+        let speaking = join_all(next.map(|(call, n)| speak_while_the_network_dies(call, n)));
+        tally.survived(speaking.await.into_iter().sum());
     }
 }
 

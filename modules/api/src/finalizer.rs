@@ -52,7 +52,7 @@ const TELL_AGAIN: [TimeDelta; 7] = [
 ];
 /// Between tries for a better result; after the last it stays as it is.
 const UPGRADE_AGAIN: [TimeDelta; 6] =
-    [TimeDelta::minutes(2), TimeDelta::minutes(5), TimeDelta::minutes(15), TimeDelta::hours(1), TimeDelta::hours(6), TimeDelta::hours(16)];
+    [TimeDelta::minutes(1), TimeDelta::minutes(5), TimeDelta::minutes(15), TimeDelta::hours(1), TimeDelta::hours(6), TimeDelta::hours(16)];
 const RETAIN_AGAIN: TimeDelta = TimeDelta::minutes(10);
 
 /// Deletes the recording of a conversation, where there is one here.
@@ -183,9 +183,7 @@ impl Finalizer {
     }
 
     fn follow(&self) -> Follow {
-        let settings = &self.0.settings;
-        let timers = [settings.keep_recordings_days, settings.keep_days].into_iter().filter(|days| *days > 0);
-        Follow { notify: self.0.webhook.is_some(), retain: timers.min().map(|days| TimeDelta::days(days.into())) }
+        Follow { notify: self.0.webhook.is_some(), retain: self.0.settings.recordings_stay() }
     }
 
     /// By `Inference` where that is asked and answers, else by the lowest rung.

@@ -182,7 +182,7 @@ fn rows(tables: &impl Tables, id: &ConversationId) -> Vec<String> {
     rows
 }
 
-/// Waits until a call is finished and each of its utterances is understood, once.
+/// Waits until a call is finished, its result not by a lower rung, and each of its utterances is understood, once.
 async fn settle(tables: &impl Tables, said: &Said) {
     let id = &said.id;
     let of = |what: &str| tables.lines(&format!("SELECT cast(count(*) AS text) AS line FROM {what}")).concat();
@@ -277,6 +277,11 @@ impl Callers {
         call
     }
 
+    /// All of them say their last words; then their calls are finished.
+    pub fn hang_up(&self) {
+        self.stop.cancel();
+    }
+
     /// So many have been welcomed.
     pub async fn welcomed(&self, calls: usize) {
         self.welcomed.subscribe().wait_for(|times| *times >= calls).await.unwrap();
@@ -296,17 +301,8 @@ pub struct Scene<T> {
 }
 
 impl<T: Tables> Scene<T> {
-    /// Several calls at once while `fault` strikes; then the same calls without it. Both leave the same rows.
-    pub async fn plays(&mut self, calls: usize, fault: impl AsyncFnOnce()) {
-        let fault = async |_: &Callers| {
-            fault().await;
-            vec![]
-        };
-        self.plays_with(calls, fault).await;
-    }
-
-    /// The same with calls, numbered on, that `fault` makes.
-    pub async fn plays_with(&mut self, calls: usize, fault: impl AsyncFnOnce(&Callers) -> Vec<JoinHandle<Said>>) {
+    /// Several calls at once while `fault` strikes, and those, numbered on, that it makes; then the same calls without it. Both leave the same rows.
+    pub async fn plays(&mut self, calls: usize, fault: impl AsyncFnOnce(&Callers) -> Vec<JoinHandle<Said>>) {
         let callers = Callers { doors: self.doors.clone(), welcomed: watch::channel(0).0, stop: CancellationToken::new() };
         let ids: Vec<ConversationId> = (0..calls).map(|_| ConversationId::fresh()).collect();
         let mut speaking: Vec<_> = ids.iter().enumerate().map(|(n, id)| callers.call(n, *id, Until::Told(callers.stop.clone()))).collect();
@@ -320,7 +316,7 @@ impl<T: Tables> Scene<T> {
             })
             .collect();
         speaking.extend(fault(&callers).await);
-        callers.stop.cancel();
+        callers.hang_up();
         let calls = speaking.len();
         let struck: Vec<Said> = join_all(speaking).await.into_iter().map(|said| said.unwrap()).collect();
         for said in &struck {

@@ -48,6 +48,7 @@ async fn f26_a_failing_language_model_lowers_insights_touches_no_text_and_each_i
         ("QUICKCOMM_INFERENCE__LLM__REMEMBER_S", "0"),
     ];
     let Some(mut struck) = Strikes::on_house("F26", 5, &settings) else { return };
+    struck.to_the_end = false; // somebody must speak, to be answered by another rung
     let mut strikes = 0;
     struck
         .survive(async |house: &mut House, _| {

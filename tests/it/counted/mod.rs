@@ -17,7 +17,7 @@ use crate::{
         ground::Ground,
     },
 };
-use house::{Base, File, House, Scene};
+use house::{Base, Callers, File, House, Scene};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::time::Duration;
 use watch::Sink;
@@ -34,6 +34,8 @@ struct Strikes {
     scene: Scene<Base>,
     moments: StdRng,
     tally: Tally,
+    /// The last strike on each set of calls comes while they are finished.
+    to_the_end: bool,
 }
 
 impl Strikes {
@@ -43,27 +45,21 @@ impl Strikes {
     }
 
     fn on(fault: &'static str, usual: usize, ground: Option<Ground>, settings: &[(&str, &str)]) -> Option<Self> {
-        let mut ground = ground?;
-        let sink = Sink::open();
-        ground.settings.extend(sink.settings());
-        // One rung that is always there: what a turn means then depends on nothing but its words.
-        ground.settings.push(("QUICKCOMM_INFERENCE__CLASSIFIER".into(), "false".into()));
-        ground.settings.extend(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-        let house = House::build(ground);
-        let scene = house.scene(sink);
-        Some(Self { house, scene, moments: StdRng::seed_from_u64(SEED), tally: Tally::of(fault, times(usual)) })
+        let (house, scene) = open(ground?, settings);
+        Some(Self { house, scene, moments: StdRng::seed_from_u64(SEED), tally: Tally::of(fault, times(usual)), to_the_end: true })
     }
 
     /// All strikes, at moments of their own, under calls to the process that hears and to the one that keeps.
     async fn survive(&mut self, mut strike: impl AsyncFnMut(&mut House, &mut StdRng)) {
-        let Self { house, scene, moments, tally } = self;
+        let Self { house, scene, moments, tally, to_the_end } = self;
         while !tally.is_whole() {
             let strikes = tally.left().min(IN_A_ROW);
-            let strike_all = async || {
-                for _ in 0..strikes {
-                    tokio::time::sleep(Duration::from_millis(moments.random_range(300..1500))).await;
+            let strike_all = async |callers: &Callers| {
+                for n in 1..=strikes {
+                    await_moment(callers, moments, *to_the_end && n > 1 && n == strikes).await;
                     strike(house, moments).await;
                 }
+                vec![]
             };
             scene.plays(CALLS, strike_all).await;
             tally.survived(strikes);
@@ -73,6 +69,27 @@ impl Strikes {
     fn end(self) {
         self.house.stop();
     }
+}
+
+/// A house that tells a webhook.
+fn open(mut ground: Ground, settings: &[(&str, &str)]) -> (House, Scene<Base>) {
+    let sink = Sink::open();
+    ground.settings.extend(sink.settings());
+    // One rung that is always there: what a turn means then depends on nothing but its words.
+    ground.settings.push(("QUICKCOMM_INFERENCE__CLASSIFIER".into(), "false".into()));
+    ground.settings.extend(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    let house = House::build(ground);
+    let scene = house.scene(sink);
+    (house, scene)
+}
+
+/// When something is struck: in the midst of calls, or while they are heard to their end, summed up, published and told of.
+async fn await_moment(callers: &Callers, moments: &mut StdRng, at_the_end: bool) {
+    if at_the_end {
+        callers.hang_up();
+    }
+    let range = if at_the_end { 0..3000 } else { 300..1500 };
+    tokio::time::sleep(Duration::from_millis(moments.random_range(range))).await;
 }
 
 /// kill -9 of one of them, and the same process again.
@@ -116,11 +133,12 @@ async fn f04_a_killed_process_that_does_everything_leaves_the_rows_of_a_run_with
     while !tally.is_whole() {
         let strikes = tally.left().min(IN_A_ROW);
         scene
-            .plays(CALLS, async || {
-                for _ in 0..strikes {
-                    tokio::time::sleep(Duration::from_millis(moments.random_range(300..1500))).await;
+            .plays(CALLS, async |callers: &Callers| {
+                for n in 1..=strikes {
+                    await_moment(callers, &mut moments, n > 1 && n == strikes).await;
                     again(&mut server);
                 }
+                vec![]
             })
             .await;
         tally.survived(strikes);

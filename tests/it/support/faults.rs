@@ -24,11 +24,6 @@ impl Tally {
         Self { fault, passed: 0, of: times }
     }
 
-    /// Of what can only happen so often.
-    pub fn at_most(&mut self, times: usize) {
-        self.of = self.of.min(times);
-    }
-
     pub fn survived(&mut self, times: usize) {
         self.passed += times;
     }

@@ -1,6 +1,7 @@
 //! Settings of how conversations are finished.
 
 use super::webhook;
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize, Serializer};
 use std::{fmt, path::PathBuf};
 
@@ -17,13 +18,20 @@ pub struct Settings {
     pub webhook_ca: Option<PathBuf>,
     /// Whether the webhook may be in a private network, on this machine, or reached without TLS. Default false.
     pub webhook_private: bool,
-    /// Recordings are deleted this many days after their conversation ended, where this process keeps them. 0, the default: never.
+    /// Recordings are deleted this many days after their conversation ended: by each process with this setting, those it has. 0, the default:
+    /// never.
     pub keep_recordings_days: u32,
     /// Conversations are deleted this many days after they ended, with everything that is known of them. 0, the default: never.
     pub keep_days: u32,
 }
 
 impl Settings {
+    /// How long there are recordings after their conversation; `None`: for ever.
+    pub fn recordings_stay(&self) -> Option<TimeDelta> {
+        let timers = [self.keep_recordings_days, self.keep_days].into_iter().filter(|days| *days > 0);
+        timers.min().map(|days| TimeDelta::days(days.into()))
+    }
+
     /// # Errors
     /// Names the setting and what was expected.
     pub fn check(&self) -> Result<(), String> {

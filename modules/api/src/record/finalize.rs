@@ -27,8 +27,8 @@ use result::{event, result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Before the first try for a better result.
-const FIRST_UPGRADE: TimeDelta = TimeDelta::minutes(1);
+/// Before the first try for a better result: a process that was killed is back by then.
+const FIRST_UPGRADE: TimeDelta = TimeDelta::seconds(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {

@@ -5,7 +5,8 @@
 //!   person among the dead letters, and is left to them;
 //! - a turn is lowered while its current insight stands in for a better rung that has answered others since and is not away again, as far as
 //!   the record knows. Whoever asked first tries again by itself while it lives (`inference/src/worker/upgrade.rs`), and is given the time to;
-//! - the newest first, so many in a round, each a few times at most by one process, after pauses that double;
+//! - so many in a round, those first that were tried less often, then the newest; pauses double up to eight times the first. A missing turn is
+//!   tried for as long as it is missing, for whoever understands may be away for hours; a lowered one twice;
 //! - where insights may have been lost on their way, because this process is new, the bus has forgotten what it held or the record goes on from
 //!   an earlier state, it looks as soon as whoever has them may have brought them;
 //! - putting one on the bus again changes nothing in the record: its segment is found to be a duplicate, and an insight that is there already
@@ -47,12 +48,13 @@ use tracing::{info, warn};
 const WINDOW: i64 = 20_000;
 /// Turns known to be missing at once.
 const MOST_MISSING: i64 = 1_000;
-const MOST_TRIES: u32 = 3;
 /// After something was lost: by then what was under way has come, and all that was stored before it is older than the second.
 const SETTLES: Duration = Duration::from_secs(5);
 const SETTLED_FOR: Duration = Duration::from_secs(3);
 /// How often it is looked whether the bus has forgotten.
 const NOTICE: Duration = Duration::from_secs(1);
+/// Pauses double so often.
+const DOUBLED: u32 = 3;
 /// What the better rung does not like it will not like the next time: once, and once more in case it was away.
 const MOST_TRIES_LOWERED: u32 = 2;
 
@@ -111,16 +113,20 @@ pub(super) struct Tried {
 struct Tries(HashMap<String, (u32, Instant)>);
 
 impl Tries {
-    /// Of what was found, up to `room` that are due.
-    fn due(&mut self, found: Vec<String>, most: u32, room: usize, pause: Duration) -> Vec<String> {
+    /// Of what was found, up to `room` that are due, those that were tried less often first.
+    fn due(&mut self, mut found: Vec<String>, most: Option<u32>, room: usize, pause: Duration) -> Vec<String> {
         let still: HashSet<&String> = found.iter().collect();
         self.0.retain(|utterance, _| still.contains(utterance));
         let now = Instant::now();
+        let times = |utterance: &String| self.0.get(utterance).map_or(0, |(times, _)| *times);
         let is_due = |utterance: &String| match self.0.get(utterance) {
             None => true,
-            Some((times, last)) => *times < most && now >= *last + pause * 2u32.pow(*times),
+            Some((times, last)) => most.is_none_or(|most| *times < most) && now >= *last + pause * 2u32.pow((*times).min(DOUBLED)),
         };
-        found.into_iter().filter(is_due).take(room).collect()
+        found.retain(is_due);
+        found.sort_by_key(times); // stable
+        found.truncate(room);
+        found
     }
 
     fn note(&mut self, tried: &[String]) {
@@ -142,8 +148,8 @@ pub(super) async fn round(record: &Record, tried: &mut Tried, after: Duration) -
     let (missing, lowered) = record.readers.read("not_understood", find).await?;
     metrics::gauge!(names::NOT_UNDERSTOOD).set(missing.len() as f64);
     let pause = after.max(Duration::from_secs(record.settings.reconcile_after_s));
-    let missing = tried.missing.due(missing, MOST_TRIES, reconcile_most, pause);
-    let lowered = tried.lowered.due(lowered, MOST_TRIES_LOWERED, reconcile_most - missing.len(), pause);
+    let missing = tried.missing.due(missing, None, reconcile_most, pause);
+    let lowered = tried.lowered.due(lowered, Some(MOST_TRIES_LOWERED), reconcile_most - missing.len(), pause);
     let due = [missing.as_slice(), &lowered].concat();
     if due.is_empty() {
         return Ok(0);

@@ -41,12 +41,15 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use watermarks::Watermarks;
+
+/// For recordings that have become too old.
+const LOOK_FOR_OLD: Duration = Duration::from_secs(3_600);
 
 /// What ingest stands on.
 pub struct IngestDeps {
@@ -232,6 +235,24 @@ impl Ingest {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             done => done,
         })
+    }
+
+    /// Deletes recordings so long after they were closed here, whichever process keeps the record of their conversations. Looks at once, and
+    /// then every hour.
+    pub async fn forget_after(&self, keep: Duration) {
+        let mut looks = tokio::time::interval(LOOK_FOR_OLD);
+        loop {
+            looks.tick().await;
+            let shared = self.shared.clone();
+            let look = move || match SystemTime::now().checked_sub(keep) {
+                Some(moment) => shared.recordings.forget_closed_before(moment, |id| shared.find(id).is_some()),
+                None => 0,
+            };
+            let forgotten = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+            if forgotten > 0 {
+                info!(recordings = forgotten, "recordings were deleted, as old as they may become");
+            }
+        }
     }
 
     /// Whether new conversations are recorded.

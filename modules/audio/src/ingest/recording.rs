@@ -28,7 +28,7 @@ use std::{
         Arc, Weak,
         mpsc::{self, RecvTimeoutError},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tracing::{error, warn};
 
@@ -223,9 +223,35 @@ impl Recordings {
         }
     }
 
-    /// The conversation was never opened in the record.
+    /// Deletes what there is of a conversation.
     pub(super) fn forget(&self, id: ConversationId) -> io::Result<()> {
         fs::remove_dir_all(self.folder_of(id))
+    }
+
+    /// Deletes what was closed before `moment`, but for what is heard again; says how many. What cannot be deleted is named. Blocks on the disk.
+    pub(super) fn forget_closed_before(&self, moment: SystemTime, is_heard: impl Fn(ConversationId) -> bool) -> usize {
+        let Ok(folders) = fs::read_dir(&self.folder) else { return 0 };
+        let mut forgotten = 0;
+        for entry in folders.flatten() {
+            let Ok(id) = entry.file_name().to_string_lossy().parse() else { continue };
+            match self.closed_at(id) {
+                Ok(Some(closed)) if closed < moment && !is_heard(id) => match self.forget(id) {
+                    Ok(()) => forgotten += 1,
+                    Err(error) => warn!(conversation = %id, %error, "a recording could not be deleted; it is tried again"),
+                },
+                Ok(_) => {}
+                Err(error) => warn!(conversation = %id, %error, "unreadable recording"),
+            }
+        }
+        forgotten
+    }
+
+    /// When it was said that the record has closed the conversation; `None`: it was not.
+    fn closed_at(&self, id: ConversationId) -> io::Result<Option<SystemTime>> {
+        match self.meta(id)? {
+            Some(Meta { state: MetaState::Closed, .. }) => fs::metadata(self.folder_of(id).join("meta.json"))?.modified().map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The process leaves, and everything received is written.
@@ -489,6 +515,28 @@ mod tests {
         let again = all.begin(one.clone()).unwrap();
         assert_eq!(again.channel(1).unwrap().end(), SamplePos(2));
         assert_eq!(all.meta(two.id).unwrap().unwrap().state, MetaState::Closed);
+    }
+
+    #[tokio::test]
+    async fn what_was_closed_long_ago_is_deleted_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = Recordings::start(folder.path(), true, Duration::from_millis(20)).unwrap();
+        let begin = || all.begin(meta(Encoding::Mulaw, 1)).unwrap();
+        let (old, young, open, heard) = (begin(), begin(), begin(), begin());
+        for recording in [&old, &young, &open, &heard] {
+            recording.channel(0).unwrap().append(frame(0, b"abc"));
+        }
+        for closed in [&old, &young, &heard] {
+            closed.close().await.unwrap();
+        }
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        for aged in [&old, &open, &heard] {
+            File::options().append(true).open(all.folder_of(aged.meta.id).join("meta.json")).unwrap().set_modified(now - 2 * day).unwrap();
+        }
+        let forget = |keep: Duration| all.forget_closed_before(now - keep, |id| id == heard.meta.id);
+        assert_eq!((forget(3 * day), forget(day), forget(day)), (0, 1, 0));
+        assert!(!all.folder_of(old.meta.id).exists());
+        assert!([&young, &open, &heard].iter().all(|kept| all.has(kept.meta.id)));
     }
 
     #[tokio::test]

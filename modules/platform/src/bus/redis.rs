@@ -40,7 +40,7 @@ impl Redis {
     /// Connects to the Redis at `settings.url`.
     ///
     /// # Errors
-    /// When it is absent, refuses the password, is too old, or is a replica; the text says what was tried and what to do.
+    /// When it is absent, refuses the password, is too old, is a replica, or cannot write its disk; the text says what was tried and what to do.
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
         let link = Arc::new(link::Link::open(settings, "bus.url").await?);
         let watching = link.clone();

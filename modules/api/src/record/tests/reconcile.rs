@@ -57,12 +57,12 @@ async fn what_nobody_has_understood_is_put_on_the_bus_again_and_the_rest_is_not(
     let mut tried = Tried::default();
     assert_eq!(look(&running, &mut tried).await.expect("a round"), 3, "no more than asked for at once");
     let first = taken(&mut *reader, 3).await;
-    assert_eq!(look(&running, &mut tried).await.expect("a round"), 3, "the newest again, for nothing has come of it");
-    taken(&mut *reader, 3).await;
-    look(&running, &mut tried).await.expect("a round");
-    taken(&mut *reader, 3).await;
-    assert_eq!(look(&running, &mut tried).await.expect("a round"), 1, "three times, then it is another one's turn");
-    let last = taken(&mut *reader, 1).await;
+    assert_eq!(look(&running, &mut tried).await.expect("a round"), 3, "the one that has waited, and again those of which nothing has come");
+    let last: Vec<_> = taken(&mut *reader, 3).await.into_iter().filter(|v| v["seq"] == 1).collect();
+    for _ in 0..10 {
+        assert_eq!(look(&running, &mut tried).await.expect("a round"), 3, "for as long as nobody understands them");
+        taken(&mut *reader, 3).await;
+    }
     let again: Vec<Segment> = first.iter().chain(&last).map(|v| serde_json::from_value(v.clone()).expect("a segment")).collect();
     assert!(first.iter().all(|v| v["again"] == true));
     assert_eq!(again.iter().map(Segment::utterance_id).collect::<Vec<_>>(), [id(5), id(4), id(2), id(1)]);

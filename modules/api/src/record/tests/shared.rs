@@ -209,6 +209,12 @@ async fn a_server_that_cannot_be_used_is_named_with_what_to_do() {
     let running = Running::with(Settings { record: settings, ..Settings::default() }).await;
     let call = running.call().await;
     assert_eq!(running.commit(&[call.says(AGENT, 0, 0..1000, "hello")]).await, [CommitOutcome::Committed]);
+    // A password that is changed meanwhile is told for what it is.
+    server.sql("postgres", "ALTER ROLE locked PASSWORD 'hunter3'");
+    server.sql("postgres", "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'locked'");
+    let Standing::Silent(why) = running.record.probe().await else { panic!("nobody is let in") };
+    assert!(why.contains("is the password of locked in api.record.url right?") && !why.contains("hunter"), "{why}");
+    server.sql("postgres", "ALTER ROLE locked PASSWORD 'hunter2'");
     running.end().await;
 }
 

@@ -4,7 +4,9 @@
 //! - every call has its own deadline, and a connection on which something failed is not used again;
 //! - deadpool owns every connection but those of pub/sub: writers and lookups share one pool, what waits for entries has another, so nobody
 //!   who waits keeps a writer from writing;
-//! - the epoch rises when Redis has forgotten, or when connections were lost: a restart or a promotion may have lost the last writes.
+//! - the epoch rises when Redis has forgotten, or when connections were lost: a restart or a promotion may have lost the last writes;
+//! - what Redis refuses to take is trouble, told until it takes things again and for [`HELD`] at least, because of two entries the smaller one may
+//!   still find room.
 
 use super::super::{BusError, Settings, metrics as names};
 use super::scripts;
@@ -30,6 +32,7 @@ pub(super) const IDENTITY: &str = "bus:epoch";
 const PULSE: Duration = Duration::from_secs(1);
 /// The same complaint is logged this often at most.
 const QUIET: Duration = Duration::from_secs(1);
+const HELD: Duration = Duration::from_secs(3);
 
 /// Why a process cannot stand on this Redis; for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,8 @@ pub enum ConnectError {
     TooOld { url: String, version: String },
     #[error("Redis at {url} is a replica and takes no writes; set {key} to its primary")]
     Replica { key: &'static str, url: String },
+    #[error("the Redis at {url} cannot be used: {reason}")]
+    NotSaving { url: String, reason: String },
     #[error("what answers at {url} is no Redis that can be used: {reason}")]
     Other { url: String, reason: String },
 }
@@ -65,19 +70,25 @@ pub(crate) struct Link {
     /// Writers' connections there have been, and those of them that are no more.
     made: Arc<AtomicU64>,
     gone: AtomicU64,
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Option<Trouble>>,
     complained: Mutex<Option<Instant>>,
     pub(crate) stop: CancellationToken,
     /// Readers that have not yet given back what they held.
     pub(super) readers: TaskTracker,
 }
 
+struct Trouble {
+    why: String,
+    /// Not over before.
+    until: Instant,
+}
+
 /// A call that came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallFailed {
-    #[error("{0}")]
+    #[error("{}", in_words(.0))]
     Redis(#[from] RedisError),
-    #[error("no connection: {0}")]
+    #[error("no connection: {}", why_none(.0))]
     Pool(#[from] deadpool_redis::PoolError),
     #[error("no answer within {} ms", .0.as_millis())]
     Late(Duration),
@@ -105,6 +116,45 @@ impl CallFailed {
 
 pub(super) fn is_oom(error: &RedisError) -> bool {
     error.code() == Some("OOM") || error.to_string().contains("used memory > 'maxmemory'")
+}
+
+/// It cannot write what it would keep, and takes nothing before it can.
+fn is_not_saving(error: &RedisError) -> bool {
+    error.code() == Some("MISCONF")
+}
+
+fn is_denied(error: &RedisError) -> bool {
+    let said = error.to_string();
+    matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
+        || ["NOAUTH", "WRONGPASS", "AUTH"].iter().any(|code| said.contains(code))
+}
+
+fn why_none(error: &deadpool_redis::PoolError) -> String {
+    match error {
+        deadpool_redis::PoolError::Backend(error) => in_words(error),
+        other => other.to_string(),
+    }
+}
+
+/// Redis's own words; where a person has to do something, the first sentence of them, and what to do.
+pub(super) fn in_words(error: &RedisError) -> String {
+    match () {
+        () if is_oom(error) => {
+            "Redis takes nothing more (OOM: used memory > 'maxmemory'); free memory there, or raise its `maxmemory`".into()
+        }
+        () if is_not_saving(error) => {
+            let said = error.detail().unwrap_or_default();
+            let said = said.split(". ").next().unwrap_or(said);
+            format!(
+                "Redis cannot write its disk, and takes nothing until it can (MISCONF: {said}); make room on the disk of its `dir`, or look at \
+                 its log, and at `stop-writes-on-bgsave-error` if it keeps snapshots"
+            )
+        }
+        () if is_denied(error) => {
+            format!("Redis refuses the user or password ({error}); are those in the setting of its address still right?")
+        }
+        () => error.to_string(),
+    }
 }
 
 /// How to reach it; over TLS with its certificate and name checked.
@@ -197,11 +247,9 @@ impl Link {
             Ok(hello) => hello,
             Err(CallFailed::Redis(error)) | Err(CallFailed::Pool(deadpool_redis::PoolError::Backend(error))) => {
                 let reason = error.to_string();
-                let denied = matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
-                    || ["NOAUTH", "WRONGPASS", "AUTH"].iter().any(|code| reason.contains(code));
                 return Err(match () {
                     () if is_of_tls(&error) => ConnectError::Untrusted { key, url, reason },
-                    () if denied => ConnectError::Refused { key, url, reason },
+                    () if is_denied(&error) => ConnectError::Refused { key, url, reason },
                     () if error.is_io_error() => ConnectError::Absent { key, url, reason },
                     // HELLO came with 6.0.
                     () if reason.contains("unknown command") => ConnectError::TooOld { url, version: "before 6".into() },
@@ -221,7 +269,10 @@ impl Link {
         if said("role").is_some_and(|role| role != "master") {
             return Err(ConnectError::Replica { key, url });
         }
-        self.beat().await.map_err(|e| ConnectError::Other { url: url.clone(), reason: e.to_string() })?;
+        self.beat().await.map_err(|e| match e {
+            CallFailed::Redis(error) if is_not_saving(&error) => ConnectError::NotSaving { url: url.clone(), reason: in_words(&error) },
+            other => ConnectError::Other { url: url.clone(), reason: other.to_string() },
+        })?;
         info!(url, version, setting = key, "Redis answers");
         Ok(())
     }
@@ -297,7 +348,12 @@ impl Link {
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().clone()
+        self.trouble.lock().as_ref().map(|trouble| trouble.why.clone())
+    }
+
+    /// Something that Redis was to keep was refused.
+    pub(super) fn refused(&self, error: &RedisError) {
+        *self.trouble.lock() = Some(Trouble { why: in_words(error), until: Instant::now() + HELD });
     }
 
     /// Something was found missing: producers publish again what is not confirmed.
@@ -315,14 +371,19 @@ impl Link {
         }
     }
 
-    /// Looks every second whether Redis answers, and whether it is the same.
+    /// Looks every second whether Redis answers, whether it is the same, and whether it takes anything.
     pub(super) async fn watch(&self) {
         loop {
-            match self.beat().await {
-                Ok(()) => *self.trouble.lock() = None,
+            match self.look().await {
+                Ok(()) => {
+                    let over = |trouble: &mut Trouble| trouble.until <= Instant::now();
+                    self.trouble.lock().take_if(over);
+                }
                 Err(failed) => {
                     self.complain(&failed.to_string());
-                    *self.trouble.lock() = Some(failed.to_string());
+                    let mut trouble = self.trouble.lock();
+                    let until = trouble.as_ref().map_or_else(Instant::now, |before| before.until);
+                    *trouble = Some(Trouble { why: failed.to_string(), until });
                 }
             }
             for (pool, name) in [(&self.write, "write"), (&self.read, "read")] {
@@ -333,6 +394,11 @@ impl Link {
             }
             tokio::select! { () = tokio::time::sleep(PULSE) => {}, () = self.stop.cancelled() => return }
         }
+    }
+
+    async fn look(&self) -> Result<(), CallFailed> {
+        self.beat().await?;
+        self.run("room", &scripts::ROOM, &[], &[]).await
     }
 
     async fn beat(&self) -> Result<(), CallFailed> {

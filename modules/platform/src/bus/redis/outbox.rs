@@ -7,7 +7,7 @@
 
 use super::super::{BusError, NewEntry, metrics as names};
 use super::{
-    link::{CallFailed, Link, is_oom},
+    link::{CallFailed, Link, in_words, is_oom},
     scripts, shard,
 };
 use bytes::Bytes;
@@ -116,7 +116,7 @@ async fn send(link: Arc<Link>, mut waiting: mpsc::Receiver<Order>, dropped: Drop
         }
         let answers = pipeline(&link, &batch).await;
         let all_sent = answers.is_ok();
-        settle(batch.drain(..), answers, &dropped);
+        settle(&link, batch.drain(..), answers, &dropped);
         if all_sent && waiting.is_empty() {
             // Nobody may come after the last one that was dropped, and its listeners should know all the same.
             batch.extend(dropped.lock().drain().map(|(topic, stands_for)| Order::Signal { topic, stands_for, payload: None }));
@@ -172,7 +172,7 @@ fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-fn settle(orders: impl Iterator<Item = Order>, answers: Answers, dropped: &Dropped) {
+fn settle(link: &Link, orders: impl Iterator<Item = Order>, answers: Answers, dropped: &Dropped) {
     let mut answers = answers.map(Vec::into_iter);
     for order in orders {
         let answer = match &mut answers {
@@ -187,8 +187,14 @@ fn settle(orders: impl Iterator<Item = Order>, answers: Answers, dropped: &Dropp
                 let outcome = match answer {
                     Ok(Ok(-1)) => Ok(()),
                     Ok(Ok(held)) => Err(BusError::Full { stream, held: held as usize }),
-                    Ok(Err(error)) if is_oom(&error) => Err(BusError::OutOfMemory { stream }),
-                    Ok(Err(error)) => Err(BusError::Unavailable { reason: error.to_string() }),
+                    Ok(Err(error)) => {
+                        link.refused(&error);
+                        Err(if is_oom(&error) {
+                            BusError::OutOfMemory { stream }
+                        } else {
+                            BusError::Unavailable { reason: in_words(&error) }
+                        })
+                    }
                     Err(error) => Err(error),
                 };
                 match &outcome {

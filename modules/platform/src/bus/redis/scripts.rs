@@ -82,6 +82,9 @@ return redis.call('GET', KEYS[1])
     )
 });
 
+/// Does nothing, and is refused as [`PUBLISH`] is when memory is used up.
+pub(super) static ROOM: LazyLock<Script> = LazyLock::new(|| Script::new("#!lua\nreturn 1"));
+
 /// KEYS: members, then leases held. ARGV: owner, lease in ms, then the leases' values.
 /// Answers how many readers are alive, then for each lease whether it is still held.
 pub(super) static RENEW: LazyLock<Script> = LazyLock::new(|| {

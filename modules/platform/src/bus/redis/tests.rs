@@ -1,5 +1,8 @@
 //! The suite, and what only a real Redis does: it restarts, forgets, stops answering, runs out of memory, trims what is pending.
 
+#[path = "../../../../../tests/it/support/volume.rs"]
+mod volume;
+
 use super::*;
 use crate::{
     bus::{Delivery, Kind, Url, suite},
@@ -185,6 +188,8 @@ async fn f08_a_redis_without_memory_refuses_and_goes_on_when_readers_have_caught
         assert!(taken < 10_000, "4 MB never fill");
     };
     assert!(matches!(refused, BusError::OutOfMemory { stream: STREAM }), "{refused}");
+    let told = bus.trouble().expect("what is refused is told");
+    assert!(told.contains("OOM") && told.contains("raise its `maxmemory`"), "{told}");
     let mut missing: BTreeSet<u32> = (0..taken).collect();
     while !missing.is_empty() {
         let got = tokio::time::timeout(Duration::from_secs(20), consumer.next(16)).await.expect("nothing that was taken is lost").unwrap();
@@ -195,6 +200,50 @@ async fn f08_a_redis_without_memory_refuses_and_goes_on_when_readers_have_caught
     }
     publish(&bus, vec![big(taken)]).await; // as soon as what is confirmed has been trimmed
     assert_eq!(consumer.next(16).await.unwrap().len(), 1);
+    eventually("the trouble is over", Duration::from_secs(10), || bus.trouble().is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f08_memory_that_is_used_up_is_told_although_nobody_publishes_and_so_is_its_end() {
+    let Some(server) = RedisServer::start(&["--maxmemory-policy", "noeviction"]) else { return };
+    let bus = bus(&server).await;
+    server.ask::<String>(&["CONFIG", "SET", "maxmemory", "1"]);
+    eventually("it is told", Duration::from_secs(5), || bus.trouble().is_some_and(|why| why.contains("raise its `maxmemory`"))).await;
+    // Whoever starts now may be the one who reads, and so frees it.
+    Redis::connect(&settings(&server)).await.unwrap();
+    server.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]);
+    eventually("the trouble is over", Duration::from_secs(10), || bus.trouble().is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
+    let Some(volume) = volume::Volume::of(8) else { return };
+    let Some(server) = RedisServer::start(&["--appendonly", "yes", "--dir", volume.path().to_str().unwrap()]) else { return };
+    let bus = bus(&server).await;
+    let mut consumer = bus.consume(STREAM, GROUP).await.unwrap();
+    publish(&bus, vec![entry("a", 0)]).await;
+    collect(&mut consumer, [0]).await;
+    volume.fill();
+    let mut next = 1;
+    let refused = loop {
+        match bus.publish(STREAM, vec![entry(&format!("k{}", next % 50), next)]).await {
+            Ok(()) => next += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(next < 100_000, "the disk is not full");
+    };
+    let told = bus.trouble().expect("what is refused is told");
+    let late = Redis::connect(&settings(&server)).await.err().expect("nobody can stand on it").to_string();
+    assert!(late.contains(&server.url()), "{late}");
+    for said in [refused, told, late] {
+        for part in ["cannot write its disk", "MISCONF: Errors writing to the AOF file: No space left on device", "make room"] {
+            assert!(said.contains(part), "{said:?} does not say {part:?}");
+        }
+    }
+    volume.make_room();
+    publish(&bus, vec![entry("a", next)]).await;
+    collect(&mut consumer, 1..=next).await;
+    eventually("the trouble is over", Duration::from_secs(10), || bus.trouble().is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,6 +367,20 @@ async fn a_redis_that_cannot_be_used_is_named_with_what_to_do() {
     let port = primary.port().to_string();
     let Some(replica) = RedisServer::start(&["--replicaof", "127.0.0.1", &port]) else { return };
     assert!(said(at(replica.url())).await.contains("is a replica"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_changed_while_it_is_used_is_told() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    server.ask::<String>(&["ACL", "SETUSER", "calls", "on", ">right", "~*", "&*", "+@all"]);
+    let url = Url::try_from(format!("redis://calls:right@127.0.0.1:{}", server.port())).unwrap();
+    let bus = Redis::connect(&Settings { url: Some(url), ..settings(&server) }).await.unwrap();
+    server.ask::<String>(&["ACL", "SETUSER", "calls", "resetpass", ">other"]);
+    server.ask::<i64>(&["CLIENT", "KILL", "USER", "calls"]);
+    eventually("it is told", Duration::from_secs(5), || bus.trouble().is_some_and(|why| why.contains("refuses the user or password")))
+        .await;
+    server.ask::<String>(&["ACL", "SETUSER", "calls", "resetpass", ">right"]);
+    eventually("the trouble is over", Duration::from_secs(10), || bus.trouble().is_none()).await;
 }
 
 /// What stands between this process and a Redis: an address that stays when the server behind it changes, or a link that goes dead.
