@@ -333,9 +333,10 @@ impl<'a> Relay<'a> {
         }
         let Some(cursor) = self.cursor.filter(|cursor| self.leads && *cursor != self.stored) else { return };
         let kept = if self.record.database.is_shared() { KEPT } else { chrono::TimeDelta::zero() };
-        let cx = CallCx::new(Duration::from_secs(5));
-        match self.record.writer.ask(&cx, 1, move |conn, _| write_cursor(conn, cursor, kept)).await {
-            Ok(()) => self.stored = cursor,
+        let (cx, history) = (CallCx::new(Duration::from_secs(5)), *self.record.history.borrow());
+        match self.record.writer.ask(&cx, 1, move |conn, _| write_cursor(conn, history, cursor, kept)).await {
+            Ok(true) => self.stored = cursor,
+            Ok(false) => {} // this is found out, and the place with it, before the next announcement
             Err(error) => warn!(%error, "the outbox cursor could not be stored; a restart would repeat announcements"),
         }
     }
@@ -355,7 +356,7 @@ fn lead(conn: &mut Conn) -> Result<bool, StoreError> {
     Ok(diesel::select(sql::<Bool>(&format!("CASE WHEN {held} THEN true ELSE pg_try_advisory_lock({LEADER}) END"))).get_result(c)?)
 }
 
-fn read_cursor(conn: &mut Conn) -> Result<Place, StoreError> {
+pub(super) fn read_cursor(conn: &mut Conn) -> Result<Place, StoreError> {
     let mut one = |name| Ok::<_, StoreError>(bookkeeping::read(conn, name)?.unwrap_or(0));
     Ok(Place { xid: one(CURSOR_XID)?, id: one(CURSOR)? })
 }
@@ -382,7 +383,11 @@ impl Position {
     }
 }
 
-fn write_cursor(conn: &mut Conn, cursor: Place, kept: chrono::TimeDelta) -> Result<(), StoreError> {
+/// Not where another history goes on, whose transactions have other numbers: everything new there would lie behind the cursor.
+pub(super) fn write_cursor(conn: &mut Conn, history: History, cursor: Place, kept: chrono::TimeDelta) -> Result<bool, StoreError> {
+    if fresh::history(conn)? != history {
+        return Ok(false);
+    }
     bookkeeping::note(conn, CURSOR_XID, cursor.xid)?;
     bookkeeping::note(conn, CURSOR, cursor.id)?;
     let now = Utc::now().naive_utc();
@@ -390,7 +395,7 @@ fn write_cursor(conn: &mut Conn, cursor: Place, kept: chrono::TimeDelta) -> Resu
         let behind = outbox::table.filter(beside!(<B as Order>::UP_TO, cursor)).filter(outbox::created_at.le(now - kept));
         diesel::delete(behind).execute(c)?
     });
-    Ok(())
+    Ok(true)
 }
 
 /// The next rows after a place, whether or not they may be passed.

@@ -1,9 +1,11 @@
 //! A server is lost and its standby takes over, or the standby is lost that commits wait for.
 
 use super::{
+    super::{outbox, store::Conn, writer::Effects},
     relocate::{both, pair},
     *,
 };
+use chrono::TimeDelta;
 use contracts::{CallError, ErrorKind};
 use futures::StreamExt as _;
 use std::time::Instant;
@@ -68,7 +70,8 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
     let attach = async || running.record.attach(cx(), Attach { conversation: call.id, channel: CUSTOMER }).await;
     let forgotten = attach().await.expect("attaches").epoch;
     assert_eq!(told(&mut changes, 50..80).await, []);
-    let kept = running.record.history().conversation(&TenantId::default(), call.id);
+    let before = running.record.history();
+    let kept = before.conversation(&TenantId::default(), call.id);
     let lost = Instant::now();
     primary.kill();
     standby.promote();
@@ -81,6 +84,13 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
     // Transactions have the numbers of lost ones, and are told nevertheless; first that what was told before is not there any more.
     assert_eq!(told(&mut changes, 50..81).await, [Missed::Another]);
     assert_ne!(running.record.history().conversation(&TenantId::default(), call.id), kept, "nothing kept from before is looked at");
+    // Whoever was about to note how far it was told before has that place noted by nobody.
+    let far = outbox::Place { xid: i64::MAX / 2, id: i64::MAX / 2 };
+    let stale = move |conn: &mut Conn, _: &mut Effects| {
+        let noted = outbox::write_cursor(conn, before, far, TimeDelta::zero())?;
+        Ok(noted || outbox::read_cursor(conn)? >= far)
+    };
+    assert!(!running.record.writer.ask(&cx(), 1, stale).await.expect("answered"));
     let interrupted = loop {
         if let Err(error) = watch.next().await.expect("it ends with a reason") {
             break error;
