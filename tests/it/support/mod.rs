@@ -110,13 +110,17 @@ impl Server {
     pub fn stop(mut self) -> bool {
         Command::new("kill").arg(self.child.id().to_string()).status().expect("kill is there");
         let deadline = Instant::now() + Duration::from_secs(40);
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("the child is ours") {
-                return status.success();
-            }
+        let mut ended = None;
+        while ended.is_none() && Instant::now() < deadline {
+            ended = self.child.try_wait().expect("the child is ours");
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        false
+        let well = ended.is_some_and(|status| status.success());
+        if !well {
+            let log = self.log();
+            println!("it ended with {ended:?} after: {}", &log[log.floor_char_boundary(log.len().saturating_sub(4000))..]);
+        }
+        well
     }
 
     /// SIGTERM, then all that it has logged.
