@@ -5,7 +5,14 @@ use crate::{definitions::Definitions, rules::Rules, turn::Turn};
 use arc_swap::ArcSwapOption;
 use contracts::{audio::Role, inference::Task};
 use ndarray::{Array1, Array2, Axis, concatenate};
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// How loud a matched pattern is beside the embedding, whose length is one.
 const PATTERN: f32 = 0.4;
@@ -81,8 +88,13 @@ impl Engine {
     /// Embeds the examples and fits one reader per task; what `before` has embedded is taken from there.
     ///
     /// # Errors
-    /// What the model says.
-    pub fn train(embedder: &mut Embedder, definitions: &Arc<Definitions>, before: Option<&Trained>) -> Result<Trained, String> {
+    /// What the model says; that it was given up.
+    pub fn train(
+        embedder: &mut Embedder,
+        definitions: &Arc<Definitions>,
+        before: Option<&Trained>,
+        given_up: &AtomicBool,
+    ) -> Result<Trained, String> {
         let mut tasks = vec![];
         let mut embedded = HashMap::new();
         for labels in &definitions.labels {
@@ -96,6 +108,9 @@ impl Engine {
             }
             let mut rows = vec![];
             for text in &texts {
+                if given_up.load(Ordering::Acquire) {
+                    return Err("the classifier stops".into());
+                }
                 let known = before.and_then(|b| b.embedded.get(text));
                 let row = match known {
                     Some(row) => row.clone(),

@@ -82,6 +82,8 @@ pub struct Classifier {
     state: watch::Receiver<State>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     train: Option<Arc<Train>>,
+    /// What is being learnt is given up.
+    closing: Arc<AtomicBool>,
 }
 
 /// Learns other definitions; takes as long as it takes.
@@ -129,26 +131,29 @@ impl Classifier {
         let model = model.to_owned();
         let trained: Arc<ArcSwapOption<Trained>> = Arc::default();
         let training: Arc<Mutex<()>> = Arc::default();
+        let closing: Arc<AtomicBool> = Arc::default();
         let train = {
             let (runtime, model, trained, training) = (runtime.clone(), model.clone(), trained.clone(), training.clone());
+            let closing = closing.clone();
             move |definitions: &Arc<Definitions>| {
                 // Beside the readers, which go on by what they know.
                 let mut embedder = Embedder::load(&runtime, &model)?;
                 let _alone = training.lock();
-                let anew = Engine::train(&mut embedder, definitions, trained.load_full().as_deref())?;
+                let anew = Engine::train(&mut embedder, definitions, trained.load_full().as_deref(), &closing)?;
                 trained.store(Some(Arc::new(anew)));
                 Ok(())
             }
         };
+        let given_up = closing.clone();
         let load = move || {
             let mut embedder = Embedder::load(&runtime, &model)?;
             let _alone = training.lock(); // the first thread trains, the others wait for it and share
             if trained.load().is_none() {
-                trained.store(Some(Arc::new(Engine::train(&mut embedder, &definitions, None)?)));
+                trained.store(Some(Arc::new(Engine::train(&mut embedder, &definitions, None, &given_up)?)));
             }
             Ok(Box::new(Engine::new(embedder, trained.clone())) as Box<dyn ReadTurn>)
         };
-        Self { train: Some(Arc::new(train)), ..Self::spawn(Arc::new(load), settings) }
+        Self { train: Some(Arc::new(train)), ..Self::spawn_until(closing, Arc::new(load), settings) }
     }
 
     /// Learns these on a thread of its own; turns are read by what is known until that is done.
@@ -168,17 +173,22 @@ impl Classifier {
     }
 
     pub fn spawn(load: Arc<Load>, settings: &Settings) -> Self {
+        Self::spawn_until(Arc::default(), load, settings)
+    }
+
+    fn spawn_until(closing: Arc<AtomicBool>, load: Arc<Load>, settings: &Settings) -> Self {
         let (jobs, queue) = bounded(settings.queue);
         let (state, watched) = watch::channel(State::Loading);
         let state = Arc::new(state);
         let threads = (0..settings.threads)
             .filter_map(|index| {
                 let (load, queue, state, nice) = (load.clone(), queue.clone(), state.clone(), settings.nice);
+                let closing = closing.clone();
                 let body = move || {
                     if !give_way(nice) {
                         warn!("the classifier's thread keeps the priority of the process");
                     }
-                    work(&*load, &queue, &state);
+                    work(&*load, &queue, &state, &closing);
                 };
                 thread::Builder::new()
                     .name(format!("inference-{index}"))
@@ -190,7 +200,7 @@ impl Classifier {
         if threads.is_empty() {
             state.send_replace(State::Failed("no thread could be started for the classifier".into()));
         }
-        Self { jobs: Mutex::new(Some(jobs)), state: watched, threads: Mutex::new(threads), train: None }
+        Self { jobs: Mutex::new(Some(jobs)), state: watched, threads: Mutex::new(threads), train: None, closing }
     }
 
     pub fn state(&self) -> State {
@@ -229,8 +239,10 @@ impl Classifier {
         }
     }
 
-    /// Takes nothing more; the threads end after what is queued.
+    /// Takes nothing more; the threads end after what is queued. Nothing more is learnt: beside busy threads, to which these give way, that could
+    /// take minutes.
     pub fn close(&self) -> Vec<JoinHandle<()>> {
+        self.closing.store(true, Ordering::Release);
         self.jobs.lock().take();
         std::mem::take(&mut self.threads.lock())
     }
@@ -250,10 +262,11 @@ impl Pending {
     }
 }
 
-fn work(load: &Load, queue: &Receiver<Job>, state: &watch::Sender<State>) {
+fn work(load: &Load, queue: &Receiver<Job>, state: &watch::Sender<State>, closing: &AtomicBool) {
     let begun = Instant::now();
     let mut reader = match reader_of(load) {
         Ok(reader) => reader,
+        Err(_) if closing.load(Ordering::Acquire) => return,
         Err(reason) => {
             warn!(%reason, "the classifier is not there; rules answer in its place");
             // Another thread may already be at work: then this one is only missing.

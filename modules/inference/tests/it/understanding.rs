@@ -39,6 +39,15 @@ async fn without_a_model_rules_answer_and_say_so() {
     assert!(rules().tiers(cx()).await.unwrap().iter().all(|t| t.degraded.is_none()));
 }
 
+/// Beside busy threads learning takes minutes, and nobody waits for that to see the process end.
+#[tokio::test]
+async fn what_is_being_learnt_is_given_up_when_the_process_stops() {
+    let Some(models) = models() else { return eprintln!("SKIPPED: no models on disk") };
+    let local = Local::start(Some(&support::runtime(&models)), &models, &patient()).unwrap();
+    local.shutdown().await;
+    assert!(local.ready().await.unwrap_err().contains("ended while loading"));
+}
+
 #[tokio::test]
 async fn a_damaged_or_missing_model_lowers_the_rung_with_its_reason() {
     let Some(models) = models() else { return eprintln!("SKIPPED: no models on disk") };
