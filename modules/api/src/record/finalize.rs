@@ -27,8 +27,9 @@ use result::{event, result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Before the first try for a better result: a process that was killed is back by then.
-const FIRST_UPGRADE: TimeDelta = TimeDelta::seconds(10);
+/// Before the first try for a better result: a process that was killed is back by then, and whoever was about to tell of the first one has been
+/// followed by another.
+const FIRST_UPGRADE: TimeDelta = TimeDelta::seconds(35);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {

@@ -526,17 +526,29 @@ impl Life {
         self.conversation.audience.tell(Event::Failed { error });
     }
 
-    /// Whether the record has lost some of what it had committed. Where it does not answer, it has not.
-    async fn is_taken_back(&self) -> bool {
+    /// Whether the record has lost some of what it had committed.
+    async fn is_taken_back(&self) -> Result<bool, CallError> {
         let cx = self.conversation.opening.cx(CLOSE_BUDGET);
         let view = self.shared.conversations.conversation(cx, self.conversation.id());
         match tokio::time::timeout(CLOSE_BUDGET, view).await.unwrap_or_else(|_| Err(CallError::deadline())) {
-            Ok(view) => self.conversation.doors.iter().any(|door| {
+            Ok(view) => Ok(self.conversation.doors.iter().any(|door| {
                 let there = view.channels.iter().find(|channel| channel.spec.index == door.spec.index);
                 there.is_none_or(|channel| channel.attached.safe < door.standing().heard)
-            }),
-            Err(error) => error.kind == ErrorKind::NotFound,
+            })),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
         }
+    }
+
+    /// `None`: the record has lost some of it. Whether it has is known first: one that is closed is not asked for what it lacks.
+    async fn try_close(&self, state: ConversationState, ended_at: DateTime<Utc>) -> Result<Option<ConversationState>, CallError> {
+        if self.is_taken_back().await? {
+            return Ok(None);
+        }
+        let heard = self.conversation.doors.iter().map(|door| HeardTo { channel: door.spec.index, to: door.standing().heard }).collect();
+        let request = Close { conversation: self.conversation.id(), state, ended_at, heard };
+        let close = self.shared.conversations.close(self.conversation.opening.cx(CLOSE_BUDGET), request);
+        tokio::time::timeout(CLOSE_BUDGET, close).await.unwrap_or_else(|_| Err(CallError::deadline())).map(|closed| Some(closed.state))
     }
 
     /// Everything is committed: says so in the record, for as long as that takes.
@@ -544,20 +556,13 @@ impl Life {
         let id = self.conversation.id();
         let mut wait = Duration::from_millis(200);
         let closed = loop {
-            if self.is_taken_back().await {
-                break None;
-            }
-            let doors = self.conversation.doors.iter();
-            let heard = doors.map(|door| HeardTo { channel: door.spec.index, to: door.standing().heard }).collect();
-            let request = Close { conversation: id, state, ended_at, heard };
-            let cx = self.conversation.opening.cx(CLOSE_BUDGET);
-            match tokio::time::timeout(CLOSE_BUDGET, self.shared.conversations.close(cx, request)).await {
-                Ok(Ok(closed)) => break Some(Ok(closed.state)),
-                Ok(Err(error)) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::Conflict) => {
+            match self.try_close(state, ended_at).await {
+                Ok(None) => break None,
+                Ok(Some(state)) => break Some(Ok(state)),
+                Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::Conflict) => {
                     break Some(Err(error));
                 }
-                Ok(Err(error)) => warn!(conversation = %id, %error, "cannot close the conversation; trying again"),
-                Err(_) => warn!(conversation = %id, "the record does not answer; trying again"),
+                Err(error) => warn!(conversation = %id, %error, "cannot close the conversation; trying again"),
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LAST_RETRY);
