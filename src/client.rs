@@ -306,7 +306,8 @@ impl Caller {
                 () = hang_up.cancelled() => return,
             };
             socket = match back {
-                Ok(socket) => socket,
+                Ok(Some(socket)) => socket,
+                Ok(None) => return,
                 Err(error) => {
                     let _ = self.outbox.send(Err(error));
                     return;
@@ -384,8 +385,9 @@ impl Caller {
         }
     }
 
-    /// Connects again with growing pauses, and sends what the server says it does not have.
-    async fn come_back(&mut self) -> Result<Socket, ClientError> {
+    /// Connects again with growing pauses, and sends what the server says it does not have. `None`: the call is over, as was asked for, and the
+    /// answer was lost on its way.
+    async fn come_back(&mut self) -> Result<Option<Socket>, ClientError> {
         let give_up = Instant::now() + GIVE_UP;
         let mut pause = FIRST_RETRY;
         loop {
@@ -395,7 +397,7 @@ impl Caller {
                 Ok((mut socket, welcome)) => {
                     if self.send_again(&mut socket, &welcome).await.is_ok() {
                         self.tell(welcome);
-                        return Ok(socket);
+                        return Ok(Some(socket));
                     }
                 }
                 Err(error @ (ClientError::Unreachable(..) | ClientError::Refused { status: 503 | 507, .. }))
@@ -405,9 +407,21 @@ impl Caller {
                 }
                 Err(ClientError::Unreachable(..)) => self.given_up = true,
                 Err(ClientError::Refused { status: 503 | 507, .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let Some(ended) = self.over(&error) else { return Err(error) };
+                    self.tell(ended);
+                    return Ok(None);
+                }
             }
         }
+    }
+
+    /// A refusal that says how the call ended which this client has closed.
+    fn over(&self, error: &ClientError) -> Option<ServerMessage> {
+        let ClientError::Refused { status: 409, body, .. } = error else { return None };
+        let problem: serde_json::Value = serde_json::from_str(body).ok().filter(|_| self.closing)?;
+        let state = problem["state"].as_str()?.to_owned();
+        Some(ServerMessage::Ended { conversation: self.options.conversation, state })
     }
 
     async fn send_again(&mut self, socket: &mut Socket, welcome: &ServerMessage) -> Result<(), tungstenite::Error> {

@@ -4,20 +4,27 @@ use crate::{
     calls::{all, check_kept, recorded_text},
     counted::again,
     support::{
-        Server, demo_calls, eventually,
+        Program, Server, demo_calls, eventually,
         faults::{Tally, times},
-        models, script_text, words,
+        models, script_text,
+        wire::{Weather, Wire},
+        words,
     },
 };
+use contracts::audio::Role;
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types::Text};
-use futures::future::join_all;
-use quickcomm::{calls::DemoCall, cli::demo::speak, client::ServerMessage};
+use quickcomm::{
+    calls::DemoCall,
+    cli::demo::speak,
+    client::{Call, Options, ServerMessage},
+};
 use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
+use tokio::task::{JoinSet, block_in_place};
 
 /// At a time, each with a call of its own: `make faults` would wait for hours.
 const SERVERS: usize = 6;
@@ -51,16 +58,16 @@ async fn a_client_that_resends_loses_nothing_when_the_server_is_killed() {
     let mut finals = [3, 1, 4, 2, 5].into_iter().cycle();
     while !tally.is_whole() {
         let after = finals.by_ref().take(tally.left().div_ceil(2).min(SERVERS));
-        let speaking = join_all(after.map(|finals| speak_while_it_is_killed(&call, finals)));
-        tally.survived(speaking.await.into_iter().sum());
+        let speaking: JoinSet<_> = after.map(|finals| speak_while_it_is_killed(call.clone(), finals)).collect();
+        tally.survived(speaking.join_all().await.into_iter().sum());
     }
 }
 
 /// Twice, in the middle of an utterance: after a partial that follows so many finals, and so many more. Says how often it was.
-async fn speak_while_it_is_killed(call: &DemoCall, after: usize) -> usize {
+async fn speak_while_it_is_killed(call: DemoCall, after: usize) -> usize {
     let data = tempfile::tempdir().unwrap();
-    let mut server = Server::start(data.path(), &[], &[]);
-    let (id, mut events) = speak(call, &server.http, None).await.unwrap();
+    let mut server = block_in_place(|| Server::start(data.path(), &[], &[]));
+    let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
     let mut kills = 0;
     let (mut finals, mut welcomes) = (0, 0);
     while let Some(event) = events.recv().await {
@@ -82,7 +89,7 @@ async fn speak_while_it_is_killed(call: &DemoCall, after: usize) -> usize {
     // What stands in the record is the call: once, in order, without a hole.
     for channel in 0..2u8 {
         let heard = recorded_text(&server, &id.to_string(), channel.into()).await;
-        let (errors, of) = words::errors(&script_text(call, channel), &heard);
+        let (errors, of) = words::errors(&script_text(&call, channel), &heard);
         assert!(errors * 100 <= of * 8, "channel {channel}: {errors} errors in {of} words: {heard}");
     }
     let rows = all(&server, &format!("/v1/conversations/{id}/utterances")).await;
@@ -105,7 +112,7 @@ async fn a_server_that_stands_still_for_longer_than_its_callers_wait_loses_no_ca
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[], &[]);
     let call = demo_calls().into_iter().min_by(|a, b| a.script.duration_s.total_cmp(&b.script.duration_s)).unwrap();
-    let mut callers = tokio::task::JoinSet::new();
+    let mut callers = JoinSet::new();
     for _ in 0..4 {
         let (id, mut events) = speak(&call, &server.http, None).await.unwrap();
         callers.spawn(async move {
@@ -136,6 +143,32 @@ async fn a_server_that_stands_still_for_longer_than_its_callers_wait_loses_no_ca
             assert!(errors * 100 <= of * 8, "channel {channel}: {errors} errors in {of} words: {heard}");
         }
     }
+}
+
+/// It is closed in the record, and the connection is lost before that is told: whoever asked for it has what it wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_did_not_hear_that_its_call_is_over_is_told_when_it_comes_back() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::try_start_as(Program::Counting, data.path(), &[], &[]).unwrap();
+    let wire = Wire::to(&server.http).await;
+    let options = Options::new(&wire.http(), contracts::Encoding::Linear16, 16_000, &[Role::Agent]);
+    let id = options.conversation;
+    let (call, mut events) = Call::open(options).await.unwrap();
+    call.send(0, vec![0; 32_000].into()).await;
+    wire.becomes(Weather { mute: true, ..Weather::default() });
+    call.close().await;
+    eventually("it is closed", Duration::from_secs(20), async || {
+        (server.get(&format!("/v1/conversations/{id}")).await["state"] == "complete").then_some(())
+    })
+    .await;
+    call.cut().await;
+    wire.becomes(Weather::default());
+    let mut last = None;
+    while let Some(event) = events.recv().await {
+        last = Some(event.expect("nothing is wrong").message);
+    }
+    assert_eq!(last, Some(ServerMessage::Ended { conversation: id, state: "complete".into() }));
+    assert!(server.stop(), "SIGTERM did not end in exit code 0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -188,13 +188,25 @@ export class IngestStream {
     this.lostAt ??= Date.now();
     this.listener.link(false);
     if (Date.now() - this.lostAt > this.resumeWindowMs) return this.end({ how: 'gone' });
-    if (!opened && this.attempts > 2) {
-      const { status } = await this.askWhy();
-      if (status === 409 || status === 404) return this.end({ how: 'gone' });
+    if (!opened) {
+      const state = await this.askState();
+      if (this.over) return;
+      if (state === 'complete' && this.closing) return this.end({ how: 'done' });
+      if (state !== null && state !== 'live') return this.end({ how: 'gone' });
     }
     const wait = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.attempts) * (0.5 + Math.random() / 2);
     this.attempts += 1;
     this.timer = window.setTimeout(() => this.connect(), wait);
+  }
+
+  /** What the record says of the conversation; `null`: nothing, now. Why a connection is refused a page is not told. */
+  private async askState(): Promise<string | null> {
+    try {
+      const response = await fetch(`/v1/conversations/${this.conversation}`, { headers: { accept: 'application/json' } });
+      return response.ok ? ((await response.json()) as { state: string }).state : null;
+    } catch {
+      return null;
+    }
   }
 
   private async askWhy(): Promise<{ why: string; status: number; full: boolean }> {

@@ -8,7 +8,7 @@ use crate::support::{Program, Server, ground::Ground, postgres::Postgres};
 use contracts::{ConversationId, Encoding, audio::Role};
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types::Text};
 use futures::future::join_all;
-use quickcomm::client::{Call, Events, Options, ServerMessage};
+use quickcomm::client::{Call, ClientError, Events, Options, ServerMessage};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -124,7 +124,17 @@ async fn call(url: &str, id: ConversationId, first: u32, until: Until, welcomes:
     let mut options = Options::new(url, Encoding::Linear16, 16_000, &[Role::Agent, Role::Customer]);
     options.endpointing_ms = Some(ENDPOINTING_MS);
     options.conversation = id;
-    let (open, events) = Call::open(options).await.unwrap_or_else(|e| panic!("{url} does not take a call: {e}"));
+    let asked = Instant::now();
+    let (open, events) = loop {
+        match Call::open(options.clone()).await {
+            Ok(opened) => break opened,
+            // Whatever was struck is back, and not yet trusted.
+            Err(ClientError::Refused { status: 503, .. }) if asked.elapsed() < SETTLED => {
+                tokio::time::sleep(Duration::from_millis(200)).await
+            }
+            Err(error) => panic!("{url} does not take a call: {error}"),
+        }
+    };
     let hearing = tokio::spawn(hear(events, welcomes));
     let mut voices = [first, first + 1].map(Voice::new);
     let mut blocks = 0;

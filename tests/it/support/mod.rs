@@ -73,7 +73,7 @@ pub struct Server {
     env: Vec<(String, String)>,
     log: Arc<Mutex<String>>,
     /// Told when the last of it was read.
-    ended: mpsc::Receiver<()>,
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Server {
@@ -125,9 +125,9 @@ impl Server {
 
     /// SIGTERM, then all that it has logged.
     pub fn stop_and_read_log(mut self) -> String {
-        let (log, ended) = (self.log.clone(), std::mem::replace(&mut self.ended, mpsc::channel().1));
+        let (log, ended) = (self.log.clone(), std::mem::replace(&mut self.ended, Mutex::new(mpsc::channel().1)));
         assert!(self.stop(), "SIGTERM did not end in exit code 0");
-        ended.recv_timeout(Duration::from_secs(5)).expect("the log ends with the process");
+        ended.into_inner().recv_timeout(Duration::from_secs(5)).expect("the log ends with the process");
         log.lock().clone()
     }
 
@@ -262,7 +262,7 @@ fn launch(program: Program, data: &Path, options: Vec<String>, env: Vec<(String,
         options,
         env,
         log,
-        ended,
+        ended: Mutex::new(ended),
     })
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn stream(request: HttpRequest, body: web::Payload, ingest: web
 
 /// Joins the conversation asked for, or begins it.
 async fn place(shared: &Arc<Shared>, query: StreamQuery, trace: TraceCx) -> Result<(Presence, bool), Refusal> {
-    let join = |conversation: Arc<Conversation>| conversation.join().ok_or_else(|| closed(conversation.id()));
+    let join = |conversation: Arc<Conversation>| conversation.join().ok_or_else(|| ending(conversation.id()));
     let Some(id) = query.conversation else {
         let opened = Conversation::open(shared, query.opening(ConversationId::fresh(), trace), Begin::New).await?;
         return Ok((join(opened)?, false));
@@ -69,7 +69,7 @@ async fn place(shared: &Arc<Shared>, query: StreamQuery, trace: TraceCx) -> Resu
     let cx = CallCx::new(ASK_BUDGET).for_conversation(id).traced(trace);
     let view = match shared.conversations.conversation(cx, id).await {
         Ok(view) if view.conversation.state == ConversationState::Live => view,
-        Ok(_) => return Err(closed(id)),
+        Ok(view) => return Err(Refusal::over(id, view.conversation.state)),
         Err(error) if error.kind == ErrorKind::NotFound => {
             let opened = Conversation::open(shared, query.opening(id, trace), Begin::New).await?;
             return Ok((join(opened)?, false));
@@ -92,8 +92,9 @@ async fn place(shared: &Arc<Shared>, query: StreamQuery, trace: TraceCx) -> Resu
     Ok((join(Conversation::open(shared, opening, begin).await?)?, true))
 }
 
-fn closed(id: ConversationId) -> Refusal {
-    CallError::conflict(format!("{id} is closed: begin a new conversation")).into()
+/// How it ends is known in a moment.
+fn ending(id: ConversationId) -> Refusal {
+    CallError::busy(Duration::from_secs(1), format!("{id} is being closed")).into()
 }
 
 fn same_audio(query: &StreamQuery, channels: &[ChannelSpec]) -> Result<(), Refusal> {

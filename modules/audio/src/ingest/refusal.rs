@@ -4,7 +4,7 @@ use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use contracts::{CallError, ErrorKind, Retry, TraceCx};
+use contracts::{CallError, ConversationId, ErrorKind, Retry, TraceCx, conversation::ConversationState};
 use platform::trace::{Side, Span};
 use serde_json::json;
 use std::{fmt, time::Duration};
@@ -16,6 +16,8 @@ pub(super) struct Refusal {
     pub(super) detail: String,
     parameter: Option<String>,
     pub(super) retry_after: Option<Duration>,
+    /// Of a conversation that is over: how it ended.
+    state: Option<ConversationState>,
     place: Option<Box<Place>>,
 }
 
@@ -28,7 +30,7 @@ struct Place {
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), parameter: None, retry_after: None, place: None }
+        Self { status, code, detail: detail.into(), parameter: None, retry_after: None, state: None, place: None }
     }
 
     /// A query parameter that cannot be; `expected` says what may.
@@ -41,6 +43,12 @@ impl Refusal {
     pub(super) fn missing(name: &str, expected: &str) -> Self {
         let detail = format!("{name} is missing: expected {expected}");
         Self { parameter: Some(name.into()), ..Self::new(StatusCode::BAD_REQUEST, "missing_parameter", detail) }
+    }
+
+    /// Whoever asked for it and did not hear the answer learns from this one that it is done.
+    pub(super) fn over(id: ConversationId, state: ConversationState) -> Self {
+        let refused = CallError::conflict(format!("{id} is closed: begin a new conversation"));
+        Self { state: Some(state), ..refused.into() }
     }
 
     #[must_use]
@@ -96,6 +104,9 @@ impl ResponseError for Refusal {
         }
         if let Some(name) = &self.parameter {
             body["errors"] = json!([{ "pointer": format!("/query/{name}"), "code": self.code }]);
+        }
+        if let Some(state) = self.state {
+            body["state"] = json!(state.name());
         }
         let mut response = HttpResponse::build(self.status);
         if let Some(time) = self.retry_after {

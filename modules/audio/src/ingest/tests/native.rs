@@ -225,6 +225,7 @@ async fn a_refusal_is_a_problem_document_before_the_upgrade() {
         assert_eq!(code, status, "{path}: {problem}");
         assert_eq!(headers["content-type"], "application/problem+json");
         assert!(problem["detail"].as_str().unwrap().contains(says), "{path}: {problem}");
+        assert_eq!(problem["state"] == "complete", says == "is closed", "{path}: {problem}");
     }
     *house.ear.refuse.lock() = Some(CallError::busy(Duration::from_secs(3), "all workers are taken"));
     let before = house.ingest.live();

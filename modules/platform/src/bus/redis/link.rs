@@ -79,6 +79,8 @@ pub(crate) struct Link {
 
 struct Trouble {
     why: String,
+    /// For want of memory.
+    full: bool,
     /// Not over before.
     until: Instant,
 }
@@ -106,10 +108,14 @@ impl CallFailed {
         }
     }
 
+    fn is_oom(&self) -> bool {
+        matches!(self, Self::Redis(error) if is_oom(error))
+    }
+
     pub(super) fn for_stream(&self, stream: &'static str) -> BusError {
-        match self {
-            Self::Redis(error) if is_oom(error) => BusError::OutOfMemory { stream },
-            _ => BusError::Unavailable { reason: self.to_string() },
+        match self.is_oom() {
+            true => BusError::OutOfMemory { stream },
+            false => BusError::Unavailable { reason: self.to_string() },
         }
     }
 }
@@ -351,9 +357,14 @@ impl Link {
         self.trouble.lock().as_ref().map(|trouble| trouble.why.clone())
     }
 
+    /// Its memory is used up: what is kept for convenience is in the way.
+    pub(super) fn is_full(&self) -> bool {
+        self.trouble.lock().as_ref().is_some_and(|trouble| trouble.full)
+    }
+
     /// Something that Redis was to keep was refused.
     pub(super) fn refused(&self, error: &RedisError) {
-        *self.trouble.lock() = Some(Trouble { why: in_words(error), until: Instant::now() + HELD });
+        *self.trouble.lock() = Some(Trouble { why: in_words(error), full: is_oom(error), until: Instant::now() + HELD });
     }
 
     /// Something was found missing: producers publish again what is not confirmed.
@@ -383,7 +394,7 @@ impl Link {
                     self.complain(&failed.to_string());
                     let mut trouble = self.trouble.lock();
                     let until = trouble.as_ref().map_or_else(Instant::now, |before| before.until);
-                    *trouble = Some(Trouble { why: failed.to_string(), until });
+                    *trouble = Some(Trouble { why: failed.to_string(), full: failed.is_oom(), until });
                 }
             }
             for (pool, name) in [(&self.write, "write"), (&self.read, "read")] {

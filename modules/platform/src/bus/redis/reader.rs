@@ -527,7 +527,8 @@ impl Reader {
     async fn heartbeat(&mut self) -> Result<(), CallFailed> {
         let desk = self.desk.clone();
         let (mut keys, mut args) = (vec![], vec![]);
-        args.extend([desk.group.into(), desk.owner.clone(), desk.link.settings.keep.to_string()].map(String::into_bytes));
+        let keep = if desk.link.is_full() { 0 } else { desk.link.settings.keep };
+        args.extend([desk.group.into(), desk.owner.clone(), keep.to_string()].map(String::into_bytes));
         {
             let state = desk.state.lock();
             for (of, lease) in &state.leases {
