@@ -173,6 +173,7 @@ mod tests {
             ("postgres://me:hunter2@db/calls?speed=11", "cannot be read"),
             ("postgres://me@db.example/calls", "db.example is not on this machine and no password is given"),
             ("postgres://me:@10.0.0.7/calls", "10.0.0.7"),
+            ("postgres://me@localhost/calls?hostaddr=10.0.0.5", "expected an address as the host"),
             ("postgres://me:hunter2@db/calls?sslmode=verify-ca", "expected verify-full"),
         ] {
             let settings = RecordSettings { url: DatabaseUrl::new(url), ..RecordSettings::default() };

@@ -146,6 +146,9 @@ impl Server {
                 return Err(format!("it names no {part}; {EXPECTED}"));
             }
         }
+        if !config.get_hostaddrs().is_empty() {
+            return Err("hostaddr says who is reached whatever the host is; expected an address as the host".into());
+        }
         if config.get_password().is_none_or(<[u8]>::is_empty)
             && let Some(far) = config.get_hosts().iter().find_map(off_loopback)
         {
