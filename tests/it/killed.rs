@@ -33,7 +33,7 @@ const DEATHS: [(bool, bool); 3] = [(true, true), (true, false), (false, true)];
 /// Of processes, each with a call and a network of its own, at a time: `make faults` would wait for hours.
 const PAIRS: usize = 4;
 /// Callers whose connections die at the same time.
-const CALLERS: usize = 8;
+const CALLERS: usize = 4;
 
 /// Channels that the engine hears.
 const PLACES: &str = "quickcomm_audio_sessions";
