@@ -2,7 +2,7 @@
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-/// Labels: `pool` (write, read), `state` (open, idle, awaited).
+/// Labels: `pool` (write, read, cache), `state` (open, idle, awaited).
 pub(super) const CONNECTIONS: &str = "quickcomm_bus_connections";
 /// Labels: `call`.
 pub(super) const CALL_SECONDS: &str = "quickcomm_bus_call_seconds";

@@ -65,8 +65,7 @@ impl FirstLevel {
         if now >= held.until || at_least.is_some_and(|asked| !held.value.stamp.mark.covers(asked)) {
             return None;
         }
-        let here = now.duration_since(held.since);
-        Some(Value { age: held.value.age + here, left: held.value.left.saturating_sub(here), ..held.value.clone() })
+        Some(held.value.after(now.duration_since(held.since)))
     }
 
     pub(super) fn put(&self, key: &Key, ticket: Ticket, value: &Value) {
@@ -172,7 +171,7 @@ mod tests {
     use crate::cache::Stamp;
 
     fn value(left: Duration) -> Value {
-        Value { stamp: Stamp::default(), age: Duration::ZERO, left, body: Some("x".into()) }
+        Value { stamp: Stamp::default(), age: Duration::ZERO, left, over: Duration::ZERO, body: Some("x".into()) }
     }
 
     const LONG: Duration = Duration::from_secs(300);

@@ -111,7 +111,17 @@ pub struct Front {
 #[derive(Clone)]
 struct Others {
     flight: u64,
-    told: watch::Receiver<Option<Answer>>,
+    told: watch::Receiver<Told>,
+}
+
+/// How far a flight has come.
+#[derive(Clone)]
+enum Told {
+    /// It looks for a value.
+    Off,
+    /// It reads the database; until it is back there is this, from then.
+    Loading(Value, Instant),
+    Landed(Answer),
 }
 
 impl Front {
@@ -177,25 +187,27 @@ impl Front {
             }
             let flight = match self.join(&key) {
                 Ok(flight) => flight,
-                Err(mut others) => {
+                Err(others) => {
                     metrics::counter!(names::WAITS, "for" => "flight").increment(1);
-                    let landed = others.told.wait_for(Option::is_some).await.map(|answer| answer.clone());
-                    match landed {
-                        Ok(Some(answer)) if self.may_give(&asked, &answer.stamp) => {
+                    match self.wait(others, &asked).await {
+                        Some(Told::Loading(value, _)) if value.left.is_zero() => return Ok(stale_answer(value)),
+                        Some(Told::Loading(value, _)) => return Ok(hit(value, From::Shared)),
+                        Some(Told::Landed(answer)) if self.may_give(&asked, &answer.stamp) => {
                             metrics::counter!(names::HITS, "level" => "flight").increment(1);
                             return Ok(answer);
                         }
                         // It had set out before what this reader must see.
-                        Ok(_) => return self.straight(&load).await,
-                        Err(_) => continue, // the one who was at it has failed, or was called off
+                        Some(_) => return self.straight(&load).await,
+                        None => continue, // the one who was at it has failed, or was called off
                     }
                 }
             };
-            let (answer, keep) = self.through(&**cache, &asked, &load).await?;
+            let (answer, keep) = self.through(&**cache, &asked, &flight, &load).await?;
             if let (Some(first), Some(ticket), true) = (&self.first, ticket, keep) {
                 let ttl = if answer.body.is_some() { super::TTL } else { NEGATIVE_TTL };
                 let left = ttl.saturating_sub(answer.age);
-                first.put(&key, ticket, &Value { stamp: answer.stamp, age: answer.age, left, body: answer.body.clone() });
+                let value = Value { stamp: answer.stamp, age: answer.age, left, over: Duration::ZERO, body: answer.body.clone() };
+                first.put(&key, ticket, &value);
             }
             flight.land(answer.clone());
             return Ok(answer);
@@ -208,10 +220,40 @@ impl Front {
         if let Some(others) = flights.get(&key.scope).and_then(|parts| parts.get(&key.part)) {
             return Err(others.clone());
         }
-        let (tell, told) = watch::channel(None);
+        let (tell, told) = watch::channel(Told::Off);
         let flight = self.next_flight.fetch_add(1, Ordering::Relaxed);
         flights.entry(key.scope.clone()).or_default().insert(key.part.clone(), Others { flight, told });
         Ok(Flight { front: self, key, flight, tell })
+    }
+
+    /// For somebody else's flight: what it lands with, or what there is while it reads the database: at once if that is fresh, else after a
+    /// moment. `None`: it has come to nothing.
+    async fn wait(&self, mut others: Others, asked: &Asked<'_>) -> Option<Told> {
+        let patience = Instant::now() + LEASE_WAIT;
+        loop {
+            let mut wake = None;
+            match &*others.told.borrow_and_update() {
+                Told::Off => {}
+                Told::Landed(answer) => return Some(Told::Landed(answer.clone())),
+                Told::Loading(value, since) if self.may_give(asked, &value.stamp) => {
+                    let value = value.after(since.elapsed());
+                    let may_be_late = value.body.is_some() && value.over < super::STALE_WINDOW;
+                    if !value.left.is_zero() || may_be_late && Instant::now() >= patience {
+                        return Some(Told::Loading(value, Instant::now()));
+                    }
+                    wake = may_be_late.then_some(patience);
+                }
+                Told::Loading(..) => {}
+            }
+            let changed = others.told.changed();
+            match wake {
+                None => changed.await.ok()?,
+                Some(wake) => match tokio::time::timeout_at(wake, changed).await {
+                    Ok(changed) => changed.ok()?,
+                    Err(_) => {} // it may be given now
+                },
+            }
+        }
     }
 
     /// By the database alone.
@@ -226,7 +268,13 @@ impl Front {
 
     /// By the shared cache, or else the database; and whether the first level may keep it. What nobody has compared with the floor it may not,
     /// unless there is nobody to compare.
-    async fn through<F>(&self, cache: &dyn Cache, asked: &Asked<'_>, load: &impl Fn() -> F) -> Result<(Answer, bool), CallError>
+    async fn through<F>(
+        &self,
+        cache: &dyn Cache,
+        asked: &Asked<'_>,
+        flight: &Flight<'_>,
+        load: &impl Fn() -> F,
+    ) -> Result<(Answer, bool), CallError>
     where
         F: Future<Output = Result<Loaded, CallError>>,
     {
@@ -249,7 +297,10 @@ impl Front {
                         }
                         // A change of this process has not reached the shared cache.
                         Look::Fresh(_) => break,
-                        Look::Fill { lease, stale } => return self.fill(cache, asked, lease, stale, load).await,
+                        Look::Fill { lease, stale } => {
+                            flight.loads(stale.as_ref());
+                            return self.fill(cache, asked, lease, stale, load).await;
+                        }
                         Look::Wait { stale } if Instant::now() >= give_up => {
                             if let Some(value) = stale.filter(|value| self.may_give(asked, &value.stamp)) {
                                 return Ok((stale_answer(value), false));
@@ -389,12 +440,19 @@ struct Flight<'a> {
     front: &'a Front,
     key: &'a Key,
     flight: u64,
-    tell: watch::Sender<Option<Answer>>,
+    tell: watch::Sender<Told>,
 }
 
 impl Flight<'_> {
+    /// What there is meanwhile.
+    fn loads(&self, stale: Option<&Value>) {
+        if let Some(value) = stale {
+            self.tell.send_replace(Told::Loading(value.clone(), Instant::now()));
+        }
+    }
+
     fn land(self, answer: Answer) {
-        self.tell.send_replace(Some(answer));
+        self.tell.send_replace(Told::Landed(answer));
     }
 }
 
@@ -424,6 +482,6 @@ fn hit(value: Value, from: From) -> Answer {
 
 fn stale_answer(value: Value) -> Answer {
     metrics::counter!(names::STALE).increment(1);
-    metrics::histogram!(names::STALENESS).record(value.age.saturating_sub(super::TTL).as_secs_f64());
+    metrics::histogram!(names::STALENESS).record(value.over);
     given(value, From::Stale)
 }

@@ -120,6 +120,67 @@ async fn what_has_ended_is_given_while_the_database_is_away_and_not_for_ever() {
     assert!((269..=331).contains(&fresh) && (29..=31).contains(&stale), "{fresh} s fresh, {stale} s stale");
 }
 
+/// Somebody who reads what takes until `go`.
+async fn slow_reader(front: &Arc<Front>, ver: u64) -> (tokio::task::JoinHandle<Answer>, Arc<Notify>) {
+    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let reading = tokio::spawn({
+        let (front, begun, go) = (front.clone(), begun.clone(), go.clone());
+        async move {
+            let load = async || {
+                begun.notify_one();
+                go.notified().await;
+                Ok(loaded(ver))
+            };
+            front.read(key(), None, load).await.unwrap()
+        }
+    });
+    begun.notified().await;
+    (reading, go)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_just_ended_is_given_after_a_moment_to_those_who_wait_while_one_reads_it_anew() {
+    let front = Front::memory();
+    read(&front, 1).await;
+    let away = async || Err(CallError::unavailable("away"));
+    while front.read(key(), None, away).await.unwrap().from != From::Stale {
+        advance(Duration::from_secs(1)).await;
+    }
+    let (reading, go) = slow_reader(&front, 2).await;
+    let begun = Instant::now();
+    let waiting = (0..100).map(|_| front.read(key(), None, async || panic!("one reads it already")));
+    for answer in futures::future::join_all(waiting).await {
+        let answer = answer.unwrap();
+        assert_eq!((answer.stamp.ver, answer.from), (1, From::Stale));
+    }
+    assert!((50..100).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    let asked = Some(Mark { timeline: 0, at: 2 });
+    let must_see = front.read(key(), asked, async || Ok(loaded(2)));
+    let (must_see, ()) = tokio::join!(must_see, async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        go.notify_one();
+    });
+    assert_eq!(must_see.unwrap().stamp.ver, 2, "who has written waits");
+    assert_eq!(reading.await.unwrap().stamp.ver, 2);
+    assert_eq!(read(&front, 0).await.stamp.ver, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_anew_before_it_ends_keeps_nobody_waiting() {
+    let cache = Arc::new(Memory::with_capacity(1 << 20));
+    let Look::Fill { lease, .. } = cache.look(&key(), None).await.unwrap() else { panic!("nobody has it") };
+    // What takes that long is read anew by the next who comes.
+    let kept = NewValue { stamp: loaded(1).stamp, body: loaded(1).body, took: Duration::from_secs(10_000_000), ttl: TTL };
+    assert_eq!(cache.put(&key(), lease, kept).await.unwrap(), Put::Kept);
+    let front = Arc::new(Front::on(Some(cache), None, 8));
+    let (reading, go) = slow_reader(&front, 2).await;
+    let begun = Instant::now();
+    let meanwhile = read(&front, 0).await;
+    assert_eq!((meanwhile.stamp.ver, meanwhile.from, begun.elapsed()), (1, From::Shared, Duration::ZERO));
+    go.notify_one();
+    assert_eq!(reading.await.unwrap().stamp.ver, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn that_there_is_none_is_known_for_five_seconds_and_a_change_ends_it() {
     let front = Front::memory();

@@ -71,6 +71,7 @@ impl Stored {
             stamp: self.stamp,
             age: now.duration_since(self.born),
             left: self.until.saturating_duration_since(now),
+            over: now.saturating_duration_since(self.until),
             body: self.body.clone(),
         }
     }

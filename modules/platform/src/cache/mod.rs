@@ -180,8 +180,18 @@ pub struct Value {
     pub age: Duration,
     /// Until it is not fresh any more; zero when it is stale.
     pub left: Duration,
+    /// Since it was fresh; zero while it is.
+    pub over: Duration,
     /// `None`: there is no such thing.
     pub body: Option<Bytes>,
+}
+
+impl Value {
+    /// The same, so much later.
+    fn after(&self, later: Duration) -> Self {
+        let over = self.over + later.saturating_sub(self.left);
+        Self { age: self.age + later, left: self.left.saturating_sub(later), over, ..self.clone() }
+    }
 }
 
 /// What a filler has read.

@@ -11,7 +11,7 @@ use super::{
 use crate::bus::{
     self, ConnectError, Listener,
     redis::{
-        link::{CallFailed, Link},
+        link::{CallFailed, Link, Use},
         listener::Topics,
         outbox::counter,
     },
@@ -23,6 +23,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 const TOPIC: &str = "cache";
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// KEYS: scope. ARGV: part, a new lease, its ms, ms a stale value may be given, timeline and place asked for (or empty), eagerness.
 /// Answers 0 fresh, 1 the lease is the caller's, 2 somebody else's; the value; the time in ms.
@@ -129,7 +130,9 @@ impl Redis {
                     call_ms: settings.call_ms.max(1_000),
                     ..bus::Settings::default()
                 };
-                Arc::new(Link::open(&own, "cache.url").await?)
+                let link = Arc::new(Link::open(&own, "cache.url").await?);
+                tokio::spawn(count_connections(link.clone()));
+                link
             }
         };
         Ok(Self::on(link, Duration::from_millis(settings.call_ms), owned, PUT))
@@ -169,6 +172,14 @@ impl Redis {
     }
 }
 
+/// Of its own link; the bus counts those of its own.
+async fn count_connections(link: Arc<Link>) {
+    loop {
+        link.count_connections([("cache", Use::Calls)]);
+        tokio::select! { () = tokio::time::sleep(COUNT_EVERY) => {}, () = link.stop.cancelled() => return }
+    }
+}
+
 impl Drop for Redis {
     fn drop(&mut self) {
         if self.owned {
@@ -203,6 +214,7 @@ fn value_of(stored: &[u8], now: u64) -> Option<Value> {
         stamp: Stamp { ver, mark: Mark { timeline: u32::try_from(timeline).ok()?, at } },
         age: Duration::from_millis(now.saturating_sub(born)),
         left: Duration::from_millis((born + ttl).saturating_sub(now)),
+        over: Duration::from_millis(now.saturating_sub(born + ttl)),
         body: (there == 1).then_some(body),
     })
 }

@@ -163,6 +163,31 @@ async fn who_announces_a_change_sees_it_at_once_and_others_when_they_hear() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_void_is_heard_by_its_message_alone() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let here = Process::start(&server).await;
+    let redis = Arc::new(Redis::connect(&settings(&server), None).await.unwrap());
+    // Longer than this test; and nobody looks for generations.
+    let first = FirstLevel::new(1 << 20, Duration::from_secs(600));
+    let front = Arc::new(Front::on(Some(redis.clone()), Some(first), 8));
+    let there = Process { front: front.clone(), stop: CancellationToken::new(), loads: AtomicU64::new(0) };
+    let hearing = tokio::spawn(async move { front.hear_voids(&*redis).await });
+    let listeners = async || server.ask::<(String, u64)>(&["PUBSUB", "NUMSUB", "cache"]).1;
+    eventually("both listen", Duration::from_secs(5), async || listeners().await == 2).await;
+    let (database, key) = (AtomicU64::new(1), key());
+    for _ in 0..5 {
+        there.read(&key, &database).await;
+        assert_eq!(there.read(&key, &database).await.from, From::First);
+        change(&here, &database);
+        eventually("it is heard", Duration::from_secs(5), async || !there.front.holds(&key)).await;
+        let newest = database.load(Ordering::SeqCst).to_string();
+        eventually("it is told", Duration::from_secs(5), async || here.front.is_told()).await;
+        assert_eq!(shown(&there.read(&key, &database).await), newest);
+    }
+    hearing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_void_that_nobody_heard_of_is_found_by_the_generation() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let process = Process::start(&server).await;

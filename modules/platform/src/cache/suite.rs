@@ -152,6 +152,7 @@ async fn what_ends_is_stale_for_a_while_and_then_gone(cache: &impl Cache, pass: 
     pass(Duration::from_millis(60)).await;
     let Look::Fill { lease: held, stale: Some(stale) } = cache.look(&key(), None).await.unwrap() else { panic!("it can be given still") };
     assert_eq!((stale.body, stale.left), (Some("x".into()), Duration::ZERO));
+    assert!((Duration::from_millis(9)..Duration::from_secs(20)).contains(&stale.over), "it has ended a moment ago: {:?}", stale.over);
     let Look::Wait { stale: Some(_) } = cache.look(&key(), None).await.unwrap() else { panic!("to others as well") };
     pass(STALE_WINDOW).await;
     let Look::Fill { stale: None, .. } = cache.look(&key(), None).await.unwrap() else { panic!("it is too old, and so is the lease") };

@@ -77,6 +77,14 @@ pub(crate) struct Link {
     pub(super) readers: TaskTracker,
 }
 
+/// What a pool's connections are for.
+#[derive(Clone, Copy)]
+pub(crate) enum Use {
+    Calls,
+    /// For entries.
+    Waiting,
+}
+
 struct Trouble {
     why: String,
     /// For want of memory.
@@ -397,13 +405,21 @@ impl Link {
                     *trouble = Some(Trouble { why: failed.to_string(), full: failed.is_oom(), until });
                 }
             }
-            for (pool, name) in [(&self.write, "write"), (&self.read, "read")] {
-                let status = pool.status();
-                for (state, count) in [("open", status.size), ("idle", status.available), ("awaited", status.waiting)] {
-                    metrics::gauge!(names::CONNECTIONS, "pool" => name, "state" => state).set(count as f64);
-                }
-            }
+            self.count_connections([("write", Use::Calls), ("read", Use::Waiting)]);
             tokio::select! { () = tokio::time::sleep(PULSE) => {}, () = self.stop.cancelled() => return }
+        }
+    }
+
+    /// Says how many connections there are, by what the pools are called in metrics.
+    pub(crate) fn count_connections<const N: usize>(&self, pools: [(&'static str, Use); N]) {
+        for (name, pool) in pools {
+            let status = match pool {
+                Use::Calls => self.write.status(),
+                Use::Waiting => self.read.status(),
+            };
+            for (state, count) in [("open", status.size), ("idle", status.available), ("awaited", status.waiting)] {
+                metrics::gauge!(names::CONNECTIONS, "pool" => name, "state" => state).set(count as f64);
+            }
         }
     }
 

@@ -60,7 +60,7 @@ impl Front {
     pub async fn keep(&self, key: &Key, place: Place, body: Bytes, life: Duration, limit: Duration) {
         let Some(cache) = self.cache.clone() else { return };
         if let Some(first) = &self.first {
-            let value = Value { stamp: Stamp::default(), age: Duration::ZERO, left: life, body: Some(body.clone()) };
+            let value = Value { stamp: Stamp::default(), age: Duration::ZERO, left: life, over: Duration::ZERO, body: Some(body.clone()) };
             first.put(key, first.ticket(&key.scope), &value);
         }
         let key = key.clone();

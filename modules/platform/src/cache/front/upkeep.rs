@@ -148,7 +148,7 @@ impl Front {
         }
     }
 
-    async fn hear_voids(&self, cache: &dyn Cache) {
+    pub(in crate::cache) async fn hear_voids(&self, cache: &dyn Cache) {
         let Some(first) = &self.first else { return std::future::pending().await };
         let Some(mut voids) = cache.listen().await else { return std::future::pending().await };
         first.drop_all("missed"); // what was said before this began to listen
