@@ -281,10 +281,12 @@ fn what_a_reader_left_without_a_word_is_taken_over_and_counted_and_the_old_reade
     let Some(server) = RedisServer::start(&[]) else { return };
     // Nothing runs here between two calls of `block_on`: as a process that was stopped, and does not know.
     let stopped = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let entries: Vec<NewEntry> = (0..20).map(|n| entry(&format!("k{n}"), n)).collect();
+    let published = Instant::now();
     let (mut zombie, held, _bus) = stopped.block_on(async {
         let bus = bus(&server).await;
         let mut zombie = bus.consume(STREAM, GROUP).await.unwrap();
-        publish(&bus, (0..20).map(|n| entry(&format!("k{n}"), n)).collect()).await;
+        publish(&bus, entries.clone()).await;
         let mut held = vec![];
         while held.len() < 20 {
             held.extend(zombie.next(20).await.unwrap());
@@ -303,6 +305,12 @@ fn what_a_reader_left_without_a_word_is_taken_over_and_counted_and_the_old_reade
         }
         assert!(begun.elapsed() >= Duration::from_millis(LEASE_MS / 4), "the lease was not respected");
         assert!(got.iter().all(|d| d.attempt == 2), "it was delivered before");
+        for taken in &got {
+            assert_eq!(taken.trace, entries[number(taken) as usize].trace, "its tree goes on");
+            let waited = published.elapsed();
+            let second = Duration::from_secs(1); // what the two took to publish and to be asked
+            assert!(taken.age <= waited + second && taken.age + second >= begun.duration_since(published), "{:?} of {waited:?}", taken.age);
+        }
         (successor, bus)
     });
     stopped.block_on(zombie.ack(&held.iter().map(|d| d.id).collect::<Vec<_>>())).unwrap();
