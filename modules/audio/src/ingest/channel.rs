@@ -16,7 +16,7 @@ use super::{
     metrics as names,
     recording::ChannelLog,
     resume::Kept,
-    session::Opening,
+    session::{Opening, SHOWN_AGAIN},
     watermarks::Follow,
 };
 use bytes::Bytes;
@@ -946,10 +946,15 @@ impl Channel {
         let behind = if self.all_heard || self.resting { 0 } else { self.kept.received().since(consumed) };
         let lag = self.rate().time_of(behind);
         let changed = lag.abs_diff(self.lag) >= Duration::from_millis(100);
-        if changed && now.duration_since(self.lag_told) >= Duration::from_millis(500) {
+        let told = now.duration_since(self.lag_told);
+        let again = told >= SHOWN_AGAIN;
+        if changed && told >= Duration::from_millis(500) || again {
             self.lag = lag;
             self.lag_told = now;
             self.show(self.opening.trace, LiveBody::Lag { ms: lag.as_millis() as u32 }).await;
+        }
+        if again {
+            self.show(self.opening.trace, LiveBody::Activity { talking: self.talking }).await;
         }
     }
 }

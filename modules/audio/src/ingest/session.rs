@@ -38,6 +38,8 @@ const OPEN_BUDGET: Duration = Duration::from_secs(8);
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
 const SHOW_BUDGET: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Signals may be lost, and some who show them come later: what stays true for long is said again this often.
+pub(super) const SHOWN_AGAIN: Duration = Duration::from_secs(5);
 
 /// The wire a conversation comes in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -435,6 +437,8 @@ impl Life {
         let mut finishing = None;
         let mut gone_until: Option<Instant> = None;
         let mut rest_at: Option<Instant> = None;
+        let mut connected = true;
+        let mut again = tokio::time::interval_at(Instant::now() + SHOWN_AGAIN, SHOWN_AGAIN);
         loop {
             let (patience, rest) = (at(gone_until), at(rest_at));
             tokio::select! {
@@ -449,14 +453,16 @@ impl Life {
                     Some(Control::Came) => {
                         (gone_until, rest_at) = (None, None);
                         conversation.doors.iter().for_each(Door::stay);
-                        self.link(true).await;
+                        connected = true;
+                        self.link(connected).await;
                     }
                     Some(Control::Gone { number, silent }) if conversation.audience.is_seated(number) => {
                         conversation.audience.stand(number);
                         if finishing.is_some() {
                             continue;
                         }
-                        self.link(false).await;
+                        connected = false;
+                        self.link(connected).await;
                         if conversation.opening.source.is_resumable() {
                             let now = Instant::now();
                             gone_until = Some(now + self.shared.settings.resume_window());
@@ -489,6 +495,7 @@ impl Life {
                         return Outcome::Heard { state, ended_at };
                     }
                 },
+                _ = again.tick() => self.link(connected).await,
                 () = patience => {
                     info!(conversation = %conversation.id(), "the caller did not come back");
                     (gone_until, rest_at) = (None, None);

@@ -1,7 +1,14 @@
 use super::support::*;
 use crate::ingest::IngestSettings;
 use actix_web::{App, test as web_test};
-use contracts::{CallError, ConversationId, conversation::ConversationState};
+use contracts::{
+    CallError, ConversationId,
+    conversation::ConversationState,
+    signal::{LIVE, Live, LiveBody},
+    testing::FakeConversations,
+};
+use platform::bus::{Bus as _, Heard, Memory};
+use std::sync::Arc;
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,6 +270,36 @@ async fn a_caller_who_stays_away_has_abandoned_the_call() {
     assert_eq!(house.view(id).await.conversation.state, ConversationState::Live);
     assert_eq!(house.until_closed(id).await, ConversationState::Abandoned);
     assert_eq!(house.said(id, 0), ["0 100 200"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_not_there_when_it_was_said_is_shown_how_a_call_stands_all_the_same() {
+    let bus = Arc::new(Memory::default());
+    let data = Arc::new(tempfile::tempdir().unwrap());
+    let house = House::on(settings(), FakeConversations::default(), data, bus.clone()).await;
+    let mut caller = house.connect(PATH).await.unwrap();
+    let id = id_of(&caller.message().await);
+    caller.audio(0, 0, &loud(250)).await;
+    caller.until("partial").await;
+    let shown = async |wanted: LiveBody| {
+        let mut listener = bus.listen(LIVE).await.unwrap();
+        let until = async {
+            loop {
+                let Some(Heard::Signal(payload)) = listener.next().await else { panic!("nothing is lost here") };
+                let live: Live = serde_json::from_slice(&payload).unwrap();
+                if (live.conversation, &live.body) == (id, &wanted) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), until).await.unwrap_or_else(|_| panic!("{wanted:?} is not said again"));
+    };
+    let (talking, connected) = (LiveBody::Activity { talking: true }, LiveBody::Link { connected: true });
+    tokio::join!(shown(talking), shown(connected), shown(LiveBody::Lag { ms: 0 }));
+    caller.vanish();
+    let gone = LiveBody::Link { connected: false };
+    shown(gone.clone()).await;
+    shown(gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
