@@ -29,7 +29,7 @@ use platform::{
     trace::{Side, Span},
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
@@ -59,6 +59,8 @@ pub struct Worker {
     /// How often this worker itself gave an entry back.
     given_back: Arc<Mutex<HashMap<EntryId, u32>>>,
     upgrades: Arc<Mutex<Upgrades>>,
+    /// The best rung that is there for a task, as the last answer said.
+    best: Arc<Mutex<BTreeMap<Task, Tier>>>,
 }
 
 /// Turns of one conversation, in order.
@@ -105,6 +107,7 @@ impl Worker {
             health: Arc::default(),
             given_back: Arc::default(),
             upgrades: Arc::new(Mutex::new(Upgrades::new(settings.upgrades))),
+            best: Arc::default(),
         }
     }
 
@@ -267,7 +270,7 @@ impl Worker {
             let error = CallError::panicked(&"its readers were lost with it");
             let utterance = kept.utterance(&segment, spoken);
             self.bury(delivery, &format!("{error} ({lost} times)")).await?;
-            return self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await;
+            return self.tell(&delivery.key, cx.trace, self.pending(&utterance, &error, begun)).await;
         }
         let told = self.learn(&cx, kept, &segment).await;
         let utterance = kept.utterance(&segment, spoken);
@@ -278,7 +281,7 @@ impl Worker {
             }
             // Meanwhile the reader sees why; once, for the record keeps it.
             if delivery.attempt == self.settings.attempts || (last_try && !passes) {
-                self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await?;
+                self.tell(&delivery.key, cx.trace, self.pending(&utterance, &error, begun)).await?;
             }
             return if last_try && !passes { Ok(()) } else { Err(Failed::Untold(error)) };
         }
@@ -294,6 +297,7 @@ impl Worker {
         let failed = match answer.await {
             Ok(Ok(Ok(mut insights))) => {
                 let again = serde_json::from_slice::<Requeued>(&delivery.payload).is_ok_and(|entry| entry.again);
+                self.best.lock().extend(insights.iter().map(|i| (i.task, i.provenance.degraded_from.unwrap_or(i.provenance.tier))));
                 mark_late(&mut insights, again || delivery.age + begun.elapsed() > LATE);
                 // What the record has asked about again it asks about again.
                 let lowered = if again { None } else { Lowered::of(&delivery.key, cx.trace, &request, &insights) };
@@ -317,11 +321,41 @@ impl Worker {
             if !passes {
                 self.bury(delivery, &format!("{}: {error}", error.kind.name())).await?;
             }
-            self.tell(&delivery.key, cx.trace, pending(&utterance, &error, begun)).await?;
+            self.tell(&delivery.key, cx.trace, self.pending(&utterance, &error, begun)).await?;
         }
         metrics::histogram!(names::INSIGHT_AGE).record((delivery.age + begun.elapsed()).as_secs_f64());
         kept.keep(utterance);
         Ok(())
+    }
+
+    /// What the reader sees instead: one insight per task that says why there is nothing. Any later run supersedes it.
+    fn pending(&self, utterance: &Utterance, error: &CallError, begun: Instant) -> Vec<Insight> {
+        metrics::counter!(names::WORKER_PENDING).increment(1);
+        warn!(conversation = %utterance.conversation, utterance = %utterance.id, kind = error.kind.name(), %error, "a turn was not understood");
+        let best = self.best.lock();
+        let insight = |task: Task| {
+            let run = RunId::live(utterance.conversation, task.name(), Tier::Pending.name());
+            Insight {
+                id: InsightId::of(run, utterance.id),
+                run,
+                conversation: utterance.conversation,
+                utterance: utterance.id,
+                task,
+                labels: vec![],
+                abstained: Some(not_understood(error.kind)),
+                evidence: vec![],
+                provenance: Provenance {
+                    tier: Tier::Pending,
+                    model: "none".into(),
+                    degraded_from: Some(best.get(&task).copied().unwrap_or(Tier::Local)),
+                    config_hash: Tier::Pending.name().into(),
+                    latency_ms: begun.elapsed().as_millis() as u32,
+                    prompt: None,
+                    late: false,
+                },
+            }
+        };
+        Task::ALL.map(insight).into()
     }
 
     /// A turn that has waited in the bus has less time: a better rung's answer would come too late, and those behind it wait as well.
@@ -435,35 +469,6 @@ fn mark_late(insights: &mut [Insight], late: bool) {
         insight.provenance.late = true;
         metrics::counter!(names::LATE).increment(1);
     }
-}
-
-/// What the reader sees instead: one insight per task that says why there is nothing. Any later run supersedes it.
-fn pending(utterance: &Utterance, error: &CallError, begun: Instant) -> Vec<Insight> {
-    metrics::counter!(names::WORKER_PENDING).increment(1);
-    warn!(conversation = %utterance.conversation, utterance = %utterance.id, kind = error.kind.name(), %error, "a turn was not understood");
-    let insight = |task: Task| {
-        let run = RunId::live(utterance.conversation, task.name(), Tier::Pending.name());
-        Insight {
-            id: InsightId::of(run, utterance.id),
-            run,
-            conversation: utterance.conversation,
-            utterance: utterance.id,
-            task,
-            labels: vec![],
-            abstained: Some(not_understood(error.kind)),
-            evidence: vec![],
-            provenance: Provenance {
-                tier: Tier::Pending,
-                model: "none".into(),
-                degraded_from: Some(Tier::Local),
-                config_hash: Tier::Pending.name().into(),
-                latency_ms: begun.elapsed().as_millis() as u32,
-                prompt: None,
-                late: false,
-            },
-        }
-    };
-    Task::ALL.map(insight).into()
 }
 
 async fn settle(

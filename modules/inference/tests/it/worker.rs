@@ -125,9 +125,15 @@ async fn what_cannot_be_understood_is_pending_and_the_next_turn_is_not() {
             "{behavior:?}"
         );
         assert!(insights.iter().all(|i| i.utterance == speech(id, 0, "").utterance_id()));
+        assert!(insights.iter().all(|i| i.provenance.degraded_from == Some(Tier::Local)), "nobody has said that there is a better rung");
         bench.inference.behave(Behavior::Answer);
         bench.say(id, 1, "again").await;
-        assert!(bench.hear(2).await.iter().all(|i| i.labels[0].name == "again"));
+        let answered = bench.hear(2).await;
+        assert!(answered.iter().all(|i| i.labels[0].name == "again"));
+        bench.inference.behave(behavior.clone());
+        bench.say(id, 2, "and again").await;
+        let best = Some(answered[0].provenance.tier);
+        assert!(bench.hear(2).await.iter().all(|i| i.provenance.degraded_from == best), "{behavior:?}: what answered before");
         bench.end().await;
     }
 }
