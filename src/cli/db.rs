@@ -2,7 +2,10 @@
 
 use crate::config::Config;
 use anyhow::Context;
-use api::record::operate::{self, Copied, Progress};
+use api::record::{
+    SchemaState,
+    operate::{self, Copied, Progress},
+};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -85,14 +88,16 @@ async fn status(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let schema = operate::schema(config.data, config.api.record).await?;
     let state = &schema.state;
     if json {
-        println!("{}", json!({ "database": schema.database, "applied": state.applied, "pending": state.pending, "newer": state.newer }));
+        let SchemaState { applied, pending, newer, fits } = state;
+        println!("{}", json!({ "database": schema.database, "applied": applied, "pending": pending, "newer": newer, "fits": fits }));
     } else {
         println!("{}", schema.database);
         state.applied.iter().for_each(|step| println!("  done     {step}"));
         state.pending.iter().for_each(|step| println!("  missing  {step}; `quickcomm db migrate` does it"));
-        state.newer.iter().for_each(|step| println!("  newer    {step}: a later release has been here"));
+        let and = if state.fits { ", and this one still works" } else { "" };
+        state.newer.iter().for_each(|step| println!("  newer    {step}: a later release has been here{and}"));
     }
-    Ok(if state.pending.is_empty() && state.newer.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok(if state.pending.is_empty() && state.fits { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
 async fn migrate(config: Config, json: bool) -> anyhow::Result<ExitCode> {

@@ -115,15 +115,24 @@ async fn a_folder_that_cannot_be_made_is_named() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_newer_release_is_refused() {
+async fn a_record_of_a_newer_release_is_refused_unless_that_says_this_one_still_works() {
     use diesel::{Connection as _, connection::SimpleConnection as _};
     let folder = Running::start(On::Sqlite).await.end().await;
     let path = folder.path().join("record.sqlite");
-    let mut conn = diesel::SqliteConnection::establish(&path.display().to_string()).expect("opens");
-    conn.batch_execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('9999')").expect("writes");
-    drop(conn);
+    let says = |oldest: u32| {
+        let mut conn = diesel::SqliteConnection::establish(&path.display().to_string()).expect("opens");
+        conn.batch_execute(&format!(
+            "INSERT OR IGNORE INTO __diesel_schema_migrations (version) VALUES ('9999');
+             UPDATE bookkeeping SET value = {oldest} WHERE name = 'oldest_step_to_know'"
+        ))
+        .expect("writes");
+    };
+    says(9998);
     let refused = Record::open(folder.path(), bus(), &Settings::default()).await.err().expect("it is newer");
     assert!(refused.to_string().contains("newer release") && refused.to_string().contains("9999"), "{refused}");
+    says(4);
+    let record = Record::open(folder.path(), bus(), &Settings::default()).await.expect("it is gone back to");
+    record.open(cx(), opening(ConversationId::fresh(), None, &[])).await.expect("and works");
 }
 
 async fn after_draining_writes_are_refused_and_reads_go_on(on: On) {

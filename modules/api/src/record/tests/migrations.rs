@@ -58,7 +58,7 @@ impl Step {
                     fault("SET NOT NULL reads the whole table under a lock; add a NOT VALID check and validate it");
                 }
                 if statement.contains("rename") || statement.contains("drop column") {
-                    fault("the release before still uses this column; contract one release later, and say so here");
+                    fault("the release before still uses this column; contract one release later, raise OLDEST with it, and say so here");
                 }
                 if ["foreign key", "check"].iter().any(|kind| statement.contains(&format!(" {kind}"))) && !statement.contains("not valid") {
                     fault("a constraint on a table that is in use is added NOT VALID, then validated");
