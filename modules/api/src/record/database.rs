@@ -86,6 +86,20 @@ impl Database {
         self.server.read().as_ref().is_some_and(Server::is_alone)
     }
 
+    /// Reads are answered by a host that takes no writes: they may lack what was stored last.
+    pub(super) fn reads_elsewhere(&self) -> bool {
+        self.server.read().as_ref().is_some_and(|server| server.reads_elsewhere().load(Ordering::SeqCst))
+    }
+
+    /// There is one that does: the next read goes to it. Says whether they were answered elsewhere.
+    pub(super) fn read_there_again(&self) -> bool {
+        let elsewhere = self.server.read().as_ref().is_some_and(|server| server.reads_elsewhere().swap(false, Ordering::SeqCst));
+        if elsewhere {
+            self.turns.fetch_add(1, Ordering::SeqCst);
+        }
+        elsewhere
+    }
+
     /// The hosts that connections are made to from now on.
     ///
     /// # Errors

@@ -384,6 +384,11 @@ impl Record {
         self.readers.read("token", move |conn| fresh::token(conn, &commits)).await
     }
 
+    /// A standby answers reads, and its primary nobody: what is read, and what the cache got that way, may lack what was stored last.
+    pub fn may_lack_the_last(&self) -> bool {
+        self.database.reads_elsewhere() || self.replica().is_some_and(|replica| replica.is_alone())
+    }
+
     /// From whoever is new enough, and how new what was read is.
     async fn read_routed<T: Send + 'static>(
         &self,

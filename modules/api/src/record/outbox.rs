@@ -32,13 +32,13 @@ use contracts::{
     signal::{self, Committed},
 };
 use diesel::{
-    ExpressionMethods as _, QueryDsl as _, Queryable, RunQueryDsl as _,
+    QueryDsl as _, Queryable, RunQueryDsl as _,
     dsl::sql,
     sql_types::{BigInt, Bool, Text},
 };
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -66,8 +66,8 @@ const SHARED_POLL: Duration = Duration::from_millis(200);
 const HELD_BACK_POLL: Duration = Duration::from_millis(10);
 /// A change that waits longer than this is told to the operator.
 const OVERDUE: Duration = Duration::from_secs(5);
-/// How long rows stay for processes that follow, on a shared server.
-const KEPT: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
+/// How long rows stay for processes that follow, on a shared server, by this process's clock: those of who wrote them need not agree.
+const KEPT: Duration = Duration::from_secs(60);
 /// Of the advisory lock of the process that keeps the cursor.
 const LEADER: i64 = 0x5143_4f55_5442_4f58;
 
@@ -197,6 +197,10 @@ struct Relay<'a> {
     cursor: Option<Place>,
     /// What the database knows of it.
     stored: Place,
+    /// Of the cursor.
+    trail: Trail,
+    /// Rows up to here are gone, as far as this process knows.
+    cleared: Option<Place>,
     tidy_at: Instant,
     /// This process keeps the cursor.
     leads: bool,
@@ -204,6 +208,23 @@ struct Relay<'a> {
     turns: u64,
     complain_at: Instant,
     alarm_at: Instant,
+}
+
+/// Where somebody was, and up to where that was [`KEPT`] ago.
+#[derive(Default)]
+struct Trail {
+    lately: VecDeque<(Instant, Place)>,
+    before: Option<Place>,
+}
+
+impl Trail {
+    fn is_at(&mut self, now: Instant, place: Place) {
+        self.lately.push_back((now, place));
+        while let Some((_, place)) = self.lately.front().filter(|(when, _)| now.duration_since(*when) >= KEPT) {
+            self.before = Some(*place);
+            self.lately.pop_front();
+        }
+    }
 }
 
 enum Batch {
@@ -218,8 +239,18 @@ impl<'a> Relay<'a> {
     async fn start(record: &'a Record) -> Self {
         let now = Instant::now();
         let stored = Place::default();
-        let mut relay =
-            Self { record, cursor: None, stored, tidy_at: now, leads: false, turns: 0, complain_at: now, alarm_at: now + OVERDUE };
+        let mut relay = Self {
+            record,
+            cursor: None,
+            stored,
+            trail: Trail::default(),
+            cleared: None,
+            tidy_at: now,
+            leads: false,
+            turns: 0,
+            complain_at: now,
+            alarm_at: now + OVERDUE,
+        };
         if let Err(error) = relay.find_place().await {
             relay.complain(&error);
         }
@@ -235,6 +266,8 @@ impl<'a> Relay<'a> {
         });
         let (turns, history, leads, cursor) = read.await?;
         (self.turns, self.leads, self.cursor, self.stored) = (turns, leads, Some(cursor), cursor);
+        self.trail = Trail::default();
+        self.cleared = None;
         self.begin(history);
         Ok(cursor)
     }
@@ -243,6 +276,7 @@ impl<'a> Relay<'a> {
     fn begin(&self, history: History) {
         let is_another = self.record.history.send_if_modified(|known| std::mem::replace(known, history) != history);
         if is_another {
+            self.record.database.read_there_again();
             warn!(?history, "a standby has taken the primary's place, and may lack what was stored last: everybody reads afresh");
             let _ = self.record.changes.send(None); // an error only says that nobody listens
         }
@@ -277,6 +311,10 @@ impl<'a> Relay<'a> {
             return Ok(Batch::Full);
         };
         self.turns = turns;
+        if self.record.database.read_there_again() {
+            warn!("reads were answered by a standby, which may lack what was stored last: everybody reads afresh");
+            let _ = self.record.changes.send(None); // an error only says that nobody listens
+        }
         self.watch_age(entries.first().map(Entry::age));
         let settled = entries.iter().take_while(|e| e.settled).count();
         let Some(last) = entries[..settled].last() else {
@@ -331,11 +369,18 @@ impl<'a> Relay<'a> {
         if self.leads && !led {
             tracing::info!("this process keeps the outbox's cursor from now on");
         }
-        let Some(cursor) = self.cursor.filter(|cursor| self.leads && *cursor != self.stored) else { return };
-        let kept = if self.record.database.is_shared() { KEPT } else { chrono::TimeDelta::zero() };
+        let Some(cursor) = self.cursor else { return };
+        self.trail.is_at(Instant::now(), cursor);
+        let behind = match self.record.database.is_shared() {
+            true => self.trail.before,
+            false => Some(cursor),
+        };
+        if !self.leads || cursor == self.stored && behind == self.cleared {
+            return;
+        }
         let (cx, history) = (CallCx::new(Duration::from_secs(5)), *self.record.history.borrow());
-        match self.record.writer.ask(&cx, 1, move |conn, _| write_cursor(conn, history, cursor, kept)).await {
-            Ok(true) => self.stored = cursor,
+        match self.record.writer.ask(&cx, 1, move |conn, _| write_cursor(conn, history, cursor, behind)).await {
+            Ok(true) => (self.stored, self.cleared) = (cursor, behind),
             Ok(false) => {} // this is found out, and the place with it, before the next announcement
             Err(error) => warn!(%error, "the outbox cursor could not be stored; a restart would repeat announcements"),
         }
@@ -384,17 +429,15 @@ impl Position {
 }
 
 /// Not where another history goes on, whose transactions have other numbers: everything new there would lie behind the cursor.
-pub(super) fn write_cursor(conn: &mut Conn, history: History, cursor: Place, kept: chrono::TimeDelta) -> Result<bool, StoreError> {
+pub(super) fn write_cursor(conn: &mut Conn, history: History, cursor: Place, behind: Option<Place>) -> Result<bool, StoreError> {
     if fresh::history(conn)? != history {
         return Ok(false);
     }
     bookkeeping::note(conn, CURSOR_XID, cursor.xid)?;
     bookkeeping::note(conn, CURSOR, cursor.id)?;
-    let now = Utc::now().naive_utc();
-    on_conn!(conn, |c: B| {
-        let behind = outbox::table.filter(beside!(<B as Order>::UP_TO, cursor)).filter(outbox::created_at.le(now - kept));
-        diesel::delete(behind).execute(c)?
-    });
+    if let Some(behind) = behind {
+        on_conn!(conn, |c: B| diesel::delete(outbox::table.filter(beside!(<B as Order>::UP_TO, behind))).execute(c)?);
+    }
     Ok(true)
 }
 
@@ -488,7 +531,7 @@ impl super::ConversationRow {
     }
 }
 
-/// What goes to subscribers. `None`: another history has begun.
+/// What goes to subscribers. `None`: what was told or read before may not be what there is.
 pub(super) type News = Option<Arc<Change>>;
 
 /// A place to hear changes from now on.
@@ -504,8 +547,8 @@ pub struct Changes(pub(super) broadcast::Receiver<News>);
 pub enum Missed {
     #[error("it fell {0} changes behind")]
     Behind(u64),
-    /// What was told before may not be there any more, and what is there now may not have been told.
-    #[error("a standby has taken the primary's place, which may lack what was stored last")]
+    /// What was told before may not be there any more, or not have been read, and what is there now may not have been told.
+    #[error("a standby has taken the primary's place, or answered for it, and may lack what was stored last")]
     Another,
     #[error("there will be no more")]
     Closed,
@@ -523,5 +566,26 @@ impl Changes {
             Err(RecvError::Lagged(missed)) => Err(Missed::Behind(missed)),
             Err(RecvError::Closed) => Err(Missed::Closed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cleared_up_to_where_the_cursor_was_a_minute_ago() {
+        let mut trail = Trail::default();
+        let begun = Instant::now();
+        let mut at = |second: u64, id: i64| {
+            trail.is_at(begun + Duration::from_secs(second), Place { xid: 0, id });
+            trail.before.map(|place| place.id)
+        };
+        assert_eq!(at(0, 10), None);
+        assert_eq!(at(30, 20), None);
+        assert_eq!(at(59, 30), None, "nobody knows how long it had been there when this process came");
+        assert_eq!(at(60, 40), Some(10));
+        assert_eq!(at(95, 40), Some(20));
+        assert_eq!(at(155, 40), Some(40), "all of it, once nothing has happened for a minute");
     }
 }

@@ -91,6 +91,8 @@ struct Met {
     given_up: AtomicI32,
     /// Commits do not wait for the standby they should wait for, because it is away.
     alone: AtomicBool,
+    /// Reads were answered by a host that takes no writes, for want of one that does.
+    elsewhere: AtomicBool,
 }
 
 impl fmt::Display for Server {
@@ -195,7 +197,10 @@ impl Server {
             // Nobody takes writes: what can be read is what there is.
             for host in self.hosts() {
                 match self.reach(purpose, &host) {
-                    Ok(conn) => return Ok(conn),
+                    Ok(conn) => {
+                        self.met.elsewhere.store(true, Ordering::SeqCst);
+                        return Ok(conn);
+                    }
                     Err(reason) => refused.push(reason),
                 }
             }
@@ -312,6 +317,10 @@ impl Server {
             tracing::info!(server = %self, "the standby that commits wait for is back");
             metrics::gauge!(names::ALONE).set(0.0);
         }
+    }
+
+    pub(super) fn reads_elsewhere(&self) -> &AtomicBool {
+        &self.met.elsewhere
     }
 
     pub(super) fn is_alone(&self) -> bool {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - a read that shows a token is answered by the replica only when that has replayed the token's place on the token's timeline; it waits
 //!   for that a moment, then goes to the primary, as does everything while the replica is away or too far behind;
-//! - without a token a read may be behind by at most [`MOST_BEHIND`].
+//! - without a token a read may be behind by at most [`MOST_BEHIND`] while the primary answers; while it does not, answers say so.
 //!
 //! One task asks both servers where they are, for all readers. Snapshots of the live feed and all that is written never come here.
 
@@ -18,7 +18,15 @@ use crate::metrics as names;
 use contracts::{CallError, ErrorKind};
 use parking_lot::RwLock;
 use platform::cache::Mark;
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -30,6 +38,8 @@ const SAMPLE_PRIMARY: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_millis(50);
 pub(super) const MOST_BEHIND: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(500);
+/// A primary that has said nothing for so long is not there: nobody knows what the replica lacks.
+const SILENT: Duration = Duration::from_secs(1);
 /// For one question of where a server is.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -39,11 +49,13 @@ pub(super) struct Replica {
     readers: RwLock<Option<Arc<Readers>>>,
     /// Where it is; `None`: it takes no reads.
     seen: watch::Sender<Option<Mark>>,
+    /// It takes reads, and its primary does not answer.
+    alone: AtomicBool,
 }
 
 impl Replica {
     pub(super) fn new(server: Server) -> Arc<Self> {
-        Arc::new(Self { server, readers: RwLock::default(), seen: watch::Sender::new(None) })
+        Arc::new(Self { server, readers: RwLock::default(), seen: watch::Sender::new(None), alone: AtomicBool::new(false) })
     }
 
     /// The replica's readers, for a read that must have seen this; `None`: ask the primary.
@@ -70,6 +82,11 @@ impl Replica {
         if to == "replica" { self.readers.read().clone() } else { None }
     }
 
+    /// What is read may lack what was stored last, and nobody can say.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
+    }
+
     /// A read there failed for the server's sake: no more until it has been heard of.
     pub(super) fn failed(&self, error: &CallError) -> bool {
         let is_its_own = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Busy | ErrorKind::Internal);
@@ -93,6 +110,7 @@ pub(super) async fn watch(record: &Record, stop: &CancellationToken) {
         let over = tokio::select! { () = work => true, told = named.changed() => told.is_err(), () = stop.cancelled() => true };
         if let Some(replica) = replica {
             replica.seen.send_replace(None);
+            replica.alone.store(false, Ordering::Relaxed);
             // Its threads are waited for.
             let _ = tokio::task::spawn_blocking(move || drop(replica)).await;
         }
@@ -131,6 +149,7 @@ async fn sample_replica(record: &Record, replica: &Replica, mut primary: watch::
     loop {
         let Err(why) = follow(record, replica, &mut primary, &mut complained).await;
         replica.seen.send_replace(None);
+        replica.alone.store(false, Ordering::Relaxed);
         if !std::mem::replace(&mut complained, true) {
             warn!(replica = %replica.server, why, "the replica takes no reads; trying again");
         }
@@ -155,6 +174,7 @@ async fn follow(
     let mut tick = tokio::time::interval(SAMPLE);
     let mut lag = Lag::default();
     let mut in_rotation = None;
+    let mut heard = Instant::now();
     loop {
         tick.tick().await;
         let (mark, standby) = ask(&line).await?;
@@ -162,12 +182,14 @@ async fn follow(
             && let Some((at, theirs)) = *primary.borrow_and_update()
         {
             lag.primary_was_at(at, theirs);
+            heard = at;
         }
         let behind = lag.of(mark, Instant::now());
         metrics::gauge!(names::REPLICA_LAG).set(behind.as_secs_f64());
         // One that was promoted goes its own way.
         let takes_reads = standby && behind <= MOST_BEHIND;
         replica.seen.send_replace(takes_reads.then_some(mark));
+        replica.alone.store(takes_reads && heard.elapsed() > SILENT, Ordering::Relaxed);
         if in_rotation.replace(takes_reads) != Some(takes_reads) {
             info!(replica = %replica.server, takes_reads, standby, behind_ms = behind.as_millis() as u64, "the replica's place among readers");
         }

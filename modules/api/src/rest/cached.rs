@@ -3,8 +3,9 @@
 //! What is kept is the JSON as it is sent, but for `recording`, which every node knows for itself: a conversation is kept up to that field, its
 //! last, and it is added when it is sent.
 //!
-//! Headers: `X-Cache` (first, shared, stale, miss), `Age` in whole seconds since it was read from the database, and `X-Consistency`, the place
-//! in the database's log that the answer has seen. A request that shows one is given nothing older.
+//! Headers: `X-Cache` (first, shared, miss, or stale: it has ended, or comes from a standby whose primary does not answer), `Age` in whole
+//! seconds since it was read from the database, and `X-Consistency`, the place in the database's log that the answer has seen. A request that
+//! shows one is given nothing older.
 
 use super::{conversations::Insights, conversations::Reads, problem::Problem};
 use crate::record::{ConversationFilter, ConversationRow, Cut, DEFAULT_LIMIT, Page};
@@ -14,7 +15,7 @@ use actix_web::{
 };
 use bytes::Bytes;
 use contracts::{CallError, ConversationId, TenantId, inference::Task};
-use platform::cache::{Answer, Key, Loaded, Mark, Stamp};
+use platform::cache::{Answer, From, Key, Loaded, Mark, Stamp};
 use serde::Serialize;
 
 pub(crate) const CONSISTENCY: &str = "x-consistency";
@@ -97,7 +98,7 @@ impl Reads {
         let load = || async move { loaded(self.record.row_since(tenant, id, at_least).await?, line) };
         let mut answer = self.record.cache().read(key, at_least, load).await?;
         answer.body = answer.body.map(|body| [&body[..], self.recording(id)].concat().into());
-        sent(answer, Some(id))
+        self.sent(answer, Some(id))
     }
 
     pub(super) async fn utterances(
@@ -111,7 +112,7 @@ impl Reads {
         let part = format!("utterances/{}/{}", cut.limit.unwrap_or(DEFAULT_LIMIT), cut.cursor.as_deref().unwrap_or_default());
         let key = self.record.history().conversation(tenant, id).part(part);
         let load = || async move { loaded(self.record.utterances_since(tenant, id, cut, at_least).await?, |page| json(&page)) };
-        sent(self.record.cache().read(key, at_least, load).await?, Some(id))
+        self.sent(self.record.cache().read(key, at_least, load).await?, Some(id))
     }
 
     pub(super) async fn insights(
@@ -128,7 +129,7 @@ impl Reads {
             let read = self.record.insights_since(tenant, id, superseded, task, at_least).await?;
             loaded(read, |data| json(&Insights { data }))
         };
-        sent(self.record.cache().read(key, at_least, load).await?, Some(id))
+        self.sent(self.record.cache().read(key, at_least, load).await?, Some(id))
     }
 
     /// First pages that everybody asks for; others are read from the database.
@@ -153,21 +154,22 @@ impl Reads {
             false => Answer::of(load().await?),
         };
         answer.body = answer.body.map(|kept| self.page(&kept)).transpose()?.map(Bytes::from);
-        sent(answer, None)
+        self.sent(answer, None)
     }
-}
 
-fn sent(answer: Answer, of: Option<ConversationId>) -> Result<HttpResponse, Problem> {
-    let Some(body) = answer.body else {
-        let unknown = of.map_or_else(|| "there is no such list".into(), |id| format!("no conversation has the id {id}"));
-        return Err(Problem::not_found(unknown));
-    };
-    Ok(HttpResponse::Ok()
-        .content_type("application/json")
-        .insert_header(("x-cache", answer.from.name()))
-        .insert_header((header::AGE, answer.age.as_secs().to_string()))
-        .insert_header((CONSISTENCY, answer.stamp.mark.to_string()))
-        .body(body))
+    fn sent(&self, answer: Answer, of: Option<ConversationId>) -> Result<HttpResponse, Problem> {
+        let Some(body) = answer.body else {
+            let unknown = of.map_or_else(|| "there is no such list".into(), |id| format!("no conversation has the id {id}"));
+            return Err(Problem::not_found(unknown));
+        };
+        let from = if self.record.may_lack_the_last() { From::Stale } else { answer.from };
+        Ok(HttpResponse::Ok()
+            .content_type("application/json")
+            .insert_header(("x-cache", from.name()))
+            .insert_header((header::AGE, answer.age.as_secs().to_string()))
+            .insert_header((CONSISTENCY, answer.stamp.mark.to_string()))
+            .body(body))
+    }
 }
 
 #[cfg(test)]

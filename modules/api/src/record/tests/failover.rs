@@ -5,7 +5,6 @@ use super::{
     relocate::{both, pair},
     *,
 };
-use chrono::TimeDelta;
 use contracts::{CallError, ErrorKind};
 use futures::StreamExt as _;
 use std::time::Instant;
@@ -87,7 +86,7 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
     // Whoever was about to note how far it was told before has that place noted by nobody.
     let far = outbox::Place { xid: i64::MAX / 2, id: i64::MAX / 2 };
     let stale = move |conn: &mut Conn, _: &mut Effects| {
-        let noted = outbox::write_cursor(conn, before, far, TimeDelta::zero())?;
+        let noted = outbox::write_cursor(conn, before, far, Some(far))?;
         Ok(noted || outbox::read_cursor(conn)? >= far)
     };
     assert!(!running.record.writer.ask(&cx(), 1, stale).await.expect("answered"));
@@ -116,6 +115,43 @@ async fn what_a_promoted_standby_lacks_is_asked_for_again_and_the_old_primary_is
     assert_eq!(told, (0..100).map(|n| (n, format!("word {n}"))).collect::<Vec<_>>(), "as without the fault");
     let count = |server: &postgres::Postgres| server.sql(&database, "SELECT count(*) FROM segments");
     assert_eq!((count(&standby).as_str(), count(&primary).as_str()), ("100", "80"));
+    running.end().await;
+}
+
+/// F10 with a standby: what it lacks was told already and will not be told again, so who has read there reads afresh when the primary is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_at_a_standby_that_lags_is_read_again_when_the_same_primary_is_back() {
+    let Some((primary, standby, database)) = pair() else { return };
+    let url = DatabaseUrl::new(both(&primary, &standby, &database));
+    let running = Running::with(Settings { record: RecordSettings { url, ..RecordSettings::default() }, ..Settings::default() }).await;
+    let call = running.call().await;
+    let mut changes = running.record.subscribe();
+    assert_eq!(say(&running, &call, 0).await, CommitOutcome::Committed);
+    standby.catch_up(&primary);
+    standby.delay_replay(Duration::from_secs(600));
+    assert_eq!(say(&running, &call, 1).await, CommitOutcome::Committed);
+    assert_eq!(told(&mut changes, 0..2).await, []);
+    primary.kill();
+    let read = async || running.record.transcript(&TenantId::default(), call.id).await.map(|rows| rows.len());
+    let mut rows = read().await;
+    while rows.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rows = read().await;
+    }
+    assert_eq!(rows.expect("the standby answers"), 1);
+    assert!(running.record.may_lack_the_last(), "and that is told");
+    primary.start_again();
+    let afresh = async {
+        loop {
+            match changes.recv().await {
+                Ok(_) => {}
+                Err(why) => return why,
+            }
+        }
+    };
+    let why = tokio::time::timeout(Duration::from_secs(30), afresh).await.expect("everybody is told to read afresh");
+    assert_eq!(why, Missed::Another);
+    assert_eq!((read().await.expect("the primary answers"), running.record.may_lack_the_last()), (2, false));
     running.end().await;
 }
 

@@ -212,3 +212,33 @@ async fn a_token_of_another_timeline_and_a_replica_that_was_promoted_or_is_gone_
     assert_eq!(pair.count(call.id, None).await.0, 50);
     pair.running.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f10_while_the_primary_is_away_its_replica_answers_and_that_is_told() {
+    let Some(pair) = Pair::start().await else { return };
+    let record = pair.running.record.clone();
+    let call = pair.running.call().await;
+    pair.say(&call, 0).await;
+    pair.standby.catch_up(&pair.primary);
+    assert!(!record.may_lack_the_last());
+    let until = async |what: &str, alone: bool| {
+        let waited = tokio::time::timeout(Duration::from_secs(30), async {
+            while record.may_lack_the_last() != alone {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{what}: not in time"));
+    };
+    pair.primary.kill();
+    until("answers say that they may be behind", true).await;
+    assert_eq!(pair.count(call.id, None).await.0, 1, "and there are some");
+    pair.primary.start_again();
+    until("they do not any more", false).await;
+    pair.say(&call, 1).await;
+    let token = record.token().await.expect("readable");
+    assert_eq!(pair.count(call.id, Some(token)).await.0, 2);
+    pair.standby.kill();
+    pair.until("nobody reads there", false).await;
+    assert!(!record.may_lack_the_last(), "who is not asked makes nothing stale");
+    pair.running.end().await;
+}

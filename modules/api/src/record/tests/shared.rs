@@ -81,6 +81,29 @@ async fn a_late_commit_is_skipped_by_counting_ids_and_not_by_us() {
 }
 
 #[tokio::test]
+async fn an_announcement_stays_for_those_who_follow_although_its_writers_clock_is_behind() {
+    if !On::Postgres.is_here() {
+        return;
+    }
+    let running = Running::start(On::Postgres).await;
+    let call = running.call().await;
+    let other = session(&running.settings).await;
+    let an_hour_ago = ANNOUNCE.replace("'UTC'", "'UTC' - interval '1 hour'");
+    let told: i64 = other.query_one(&an_hour_ago, &[&call.id.to_string()]).await.expect("inserts").get(0);
+    let noted = "SELECT coalesce(max(value), 0) FROM bookkeeping WHERE name = 'outbox_cursor'";
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while other.query_one(noted, &[]).await.expect("a number").get::<_, i64>(0) < told {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("this process has told it, and tidied up");
+    let left: i64 = other.query_one("SELECT count(*) FROM outbox WHERE id = $1", &[&told]).await.expect("a number").get(0);
+    assert_eq!(left, 1, "another process may not have told it yet");
+    running.end().await;
+}
+
+#[tokio::test]
 async fn a_change_held_back_by_an_older_transaction_is_announced_when_that_ends() {
     if !On::Postgres.is_here() {
         return;
@@ -200,11 +223,15 @@ async fn a_server_that_cannot_be_used_is_named_with_what_to_do() {
     );
     let closed = refusal(&locked("hunter2", &ready)).await;
     assert!(closed.contains("read and write channels:"), "{closed}");
+    let says = |oldest: u32| {
+        server.sql(&ready, &format!("UPDATE bookkeeping SET value = {oldest} WHERE name = 'oldest_step_to_know'"));
+    };
     server.sql(&ready, "INSERT INTO __diesel_schema_migrations (version) VALUES ('9999'); GRANT UPDATE ON channels TO locked");
+    says(9998);
     let newer = refusal(&locked("hunter2", &ready)).await;
     assert!(newer.contains("newer release") && newer.contains("9999"), "{newer}");
-    server.sql(&ready, "DELETE FROM __diesel_schema_migrations WHERE version = '9999'");
-    // With these rights, and no more, a record works.
+    says(4);
+    // With these rights, and no more, a record works, also beside a newer release that says so.
     let settings = RecordSettings { url: DatabaseUrl::new(locked("hunter2", &ready)), ..RecordSettings::default() };
     let running = Running::with(Settings { record: settings, ..Settings::default() }).await;
     let call = running.call().await;
