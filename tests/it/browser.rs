@@ -42,12 +42,8 @@ async fn a_demo_call_appears_grows_and_ends_as_the_record_has_it() {
     assert!(seen["utterances"].as_u64().unwrap() > 5);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_microphone_becomes_text() {
-    let (Some(_), Some(_)) = (models(), playwright()) else { return };
-    let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path(), &[], &[]);
-    // One turn of a demo call, as a 48 kHz file for Chromium's fake microphone.
+/// One turn of a demo call, as a 48 kHz file for Chromium's fake microphone, and its words.
+fn microphone(folder: &Path) -> (String, String) {
     let call = demo_calls().into_iter().find(|c| c.rate.hz() == 48_000).expect("a browser call is bundled");
     let turn = call.script.turns.iter().find(|t| t.text.split(' ').count() > 6).unwrap();
     let at = |s: f64| (s * 48_000.0) as usize * 4;
@@ -57,14 +53,33 @@ async fn a_microphone_becomes_text() {
         .flat_map(|b| ((f32::from_le_bytes([b[0], b[1], b[2], b[3]]) * 32767.0) as i16).to_le_bytes())
         .chain(std::iter::repeat_n(0, 48_000 * 2 * 2))
         .collect();
-    let wav = data.path().join("microphone.wav");
+    let wav = folder.join("microphone.wav");
     std::fs::write(&wav, [wav_header(samples.len() as u32), samples].concat()).unwrap();
-    let heard = browse("try_it.mjs", &[&server.http, &wav.to_string_lossy()]).await;
+    (wav.to_string_lossy().into(), turn.text.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_microphone_becomes_text() {
+    let (Some(_), Some(_)) = (models(), playwright()) else { return };
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let (wav, said) = microphone(data.path());
+    let heard = browse("try_it.mjs", &[&server.http, &wav]).await;
     let text = heard["text"].as_str().unwrap();
-    let reference = words::normal(&turn.text);
+    let reference = words::normal(&said);
     let shown = words::normal(text);
     let found = reference.iter().filter(|w| shown.contains(w)).count();
-    assert!(found * 10 >= reference.len() * 7, "{:?} became {text:?}", turn.text);
+    assert!(found * 10 >= reference.len() * 7, "{said:?} became {text:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_did_not_hear_that_its_call_is_over_asks_and_says_so() {
+    let (Some(_), Some(_)) = (models(), playwright()) else { return };
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[], &[]);
+    let (wav, _) = microphone(data.path());
+    let seen = browse("try_it_unheard.mjs", &[&server.http, &wav]).await;
+    assert_eq!(seen["broken"], 1, "it was told once, and asked instead of going on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
