@@ -246,13 +246,13 @@ impl Front {
                 Told::Loading(..) => {}
             }
             let changed = others.told.changed();
-            match wake {
-                None => changed.await.ok()?,
-                Some(wake) => match tokio::time::timeout_at(wake, changed).await {
-                    Ok(changed) => changed.ok()?,
-                    Err(_) => {} // it may be given now
-                },
-            }
+            let Some(wake) = wake else {
+                changed.await.ok()?;
+                continue;
+            };
+            if let Ok(changed) = tokio::time::timeout_at(wake, changed).await {
+                changed.ok()?;
+            } // else it may be given now
         }
     }
 
